@@ -1,0 +1,1 @@
+"""Event logs in, batches out."""

@@ -1,0 +1,1 @@
+"""Logs that can be turned into an event store, one file each."""

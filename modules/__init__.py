@@ -1,0 +1,1 @@
+"""Tables, search, attention and rankers: tensors in, tensors out."""

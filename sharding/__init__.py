@@ -1,0 +1,1 @@
+"""Choosing, printing and applying a sharding plan."""

@@ -1,0 +1,1 @@
+"""Experiments, train loop, evaluation, checkpoints, report and command line."""
