@@ -12,6 +12,8 @@ import polars as pl
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+Order = Literal["time", "file"]
+
 
 @dataclass
 class Requests:
@@ -32,45 +34,79 @@ class Requests:
     context: dict[str, np.ndarray] = field(default_factory=dict)
     """(n,) int32 each."""
 
+    def __len__(self) -> int:
+        return len(self.user)
+
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition's events, sorted by (user, time), as a source sees them to form its requests."""
+    """One partition's N events of U users, sorted by (user, time), ties in file order, as a
+    source sees them to form its requests."""
 
     events: dict[str, np.ndarray]
-    """item, category, side columns, action: int32 ids; time: int64; and the source's
+    """(N,) each. item, category, side columns, action: int32 ids; time: int64; and the source's
     ``carry`` columns as it gave them."""
     user: np.ndarray
-    """(U,) int64, dense ids."""
+    """(U,) int64, dense ids, ascending."""
     first_row: np.ndarray
     """(U,) int64."""
     count: np.ndarray
-    """(U,) int64."""
+    """(U,) int64, at least the source's ``min_events``."""
+    original: pl.Series
+    """(U,) ids as in the log, for messages."""
+
+    def user_index(self) -> np.ndarray:
+        """(N,) int64: which of the U users each event belongs to."""
+        return np.repeat(np.arange(len(self.user)), self.count)
 
 
 class Source(Protocol):
-    """A log that becomes an event store."""
+    """A log that becomes an event store. Best a frozen dataclass: its fields are the command
+    line's options and are kept in ``store.json``."""
 
-    name: str
-    side: tuple[str, ...]
-    """Item attributes beside the category."""
-    carry: tuple[str, ...]
-    """Columns that the source needs for its requests but that the store does not keep
-    (basket, week, label ...)."""
-    context: dict[str, int]
-    """Context columns of its requests -> num_embeddings."""
-    min_events: int
-    """Users with fewer events get no rows in the store (they still count for vocabularies)."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def side(self) -> tuple[str, ...]:
+        """Item attributes beside the category."""
+
+    @property
+    def carry(self) -> tuple[str, ...]:
+        """Numeric columns that the source needs for its requests but that the store does not keep
+        (basket, week, label ...)."""
+
+    @property
+    def context(self) -> dict[str, int]:
+        """Context columns of its requests -> num_embeddings."""
+
+    @property
+    def min_events(self) -> int:
+        """Users with fewer events get no rows in the store (they still count for vocabularies)."""
+
+    @property
+    def order(self) -> Order:
+        """``"time"``: a user's events are sorted by time. ``"file"``: they keep the file's order,
+        and time becomes the position, 0 for a user's first event."""
 
     def event_frames(self) -> Iterator[pl.DataFrame]:
         """Frames in file order: user, item, time (int64), and where the log has them category,
-        the side columns, action and the carry columns. Ids are as in the log (int or str)."""
+        the side columns, action and the carry columns. Ids are as in the log: integers from 0 to
+        2**63 - 1, or str; null only in category, side columns and action (it becomes id 0).
+        Every frame has the same columns and types; a few 100,000 rows each is a good size."""
 
     def popularity(self, frame: pl.DataFrame) -> pl.Expr:
-        """Boolean: which events count for the popularity that negatives are drawn by."""
+        """Boolean: which events of an event frame count for the popularity that negatives are
+        drawn by."""
 
     def requests(
         self, partition: Partition, popularity: np.ndarray, seed: int
     ) -> dict[Split, Requests]:
-        """Requests of one partition. ``popularity``: (num items,) int64 counts by item id.
-        Draws depend on ``seed`` and the user, not on the partitioning."""
+        """Requests of one partition; a split that is left out has none. ``popularity``:
+        (num_embeddings of item,) int64 counts by item id, 0 for id 0.
+        Draws depend on ``seed`` and the user, not on the partitioning: see
+        ``data.sampling.draw_negatives``."""
+
+    def best_auc(self) -> float | None:
+        """The best AUC that any model can reach on the test split, where the truth is known.
+        Asked once, after the requests of the last partition."""

@@ -1,0 +1,89 @@
+"""Seeded negatives by popularity, drawn by hashing instead of by a generator with a state.
+
+Shapes: N slots, each to be filled with one item; P excluded (group, item) pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data.errors import InputError
+
+MAX_ATTEMPTS = 1000
+
+
+def draw_negatives(
+    popularity: np.ndarray,
+    *,
+    seed: int,
+    user: np.ndarray,
+    slot: np.ndarray,
+    group: np.ndarray,
+    excluded_group: np.ndarray,
+    excluded_item: np.ndarray,
+) -> np.ndarray:
+    """(N,) int32 item ids, item i with probability popularity[i] / sum over the allowed items.
+
+    A draw is a hash of (seed, user, slot, attempt): it does not depend on the partitioning, the
+    order of the slots or what else is drawn.
+
+    Args:
+        popularity: (num_embeddings,) int64 counts by item id, 0 for id 0.
+        user: (N,) int64 dense user id.
+        slot: (N,) int64 number of the slot, different for every slot of a user.
+        group: (N,) int64 from 0: which excluded items apply (the user, the basket ...).
+        excluded_group: (P,) int64 group of each excluded pair.
+        excluded_item: (P,) item id of each excluded pair.
+
+    Raises:
+        InputError: a group excludes (nearly) every item that has popularity.
+    """
+    if len(user) == 0:
+        return np.empty(0, np.int32)
+    cumulative = np.cumsum(popularity)
+    total = int(cumulative[-1])
+    if total == 0:
+        raise InputError(
+            "No event counts for popularity, so negatives cannot be drawn; "
+            "move the split times so that the training split has events."
+        )
+    excluded = np.unique(excluded_group * len(popularity) + excluded_item)
+    drawn = np.empty(len(user), np.int32)
+    open_slots = np.arange(len(user))
+    for attempt in range(MAX_ATTEMPTS):
+        uniform = _hash(seed, user[open_slots], slot[open_slots], attempt)
+        # 2**64 is far above any total: the bias of the remainder is below 1e-8
+        item = np.searchsorted(cumulative, uniform % np.uint64(total), side="right")
+        drawn[open_slots] = item
+        open_slots = open_slots[_contains(excluded, group[open_slots] * len(popularity) + item)]
+        if len(open_slots) == 0:
+            return drawn
+    raise InputError(
+        f"No negative found in {MAX_ATTEMPTS} draws for user number {user[open_slots[0]]}: "
+        f"their own items are (nearly) all of the {np.count_nonzero(popularity)} items with "
+        "popularity. Use a log with more items, or leave this user out."
+    )
+
+
+def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Boolean: which ``values`` are in ``ordered`` (ascending)."""
+    if len(ordered) == 0:
+        return np.zeros(len(values), bool)
+    position = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return ordered[position] == values
+
+
+def _hash(seed: int, user: np.ndarray, slot: np.ndarray, attempt: int) -> np.ndarray:
+    """(N,) uint64, uniform: SplitMix64's finaliser, applied to one key after the other."""
+    state = _mix(np.full(1, seed % 2**64, np.uint64))
+    for key in (user.astype(np.uint64), slot.astype(np.uint64), np.full(1, attempt, np.uint64)):
+        state = _mix(state ^ key)
+    return state
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64: a bijection of 64 bits in which every output bit depends on every input bit."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
