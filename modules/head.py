@@ -3,6 +3,10 @@
 Shapes: S candidates, R representation width.
 """
 
+import itertools
+
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +18,8 @@ PRELU_SLOPE = 0.1
 class InterestHead(nn.Module):
     """Batch norm, a multilayer perceptron, two logits; out comes their difference, the log odds.
 
-    Its input is ``[v; h]`` and, target-aware, ``v ⊙ h`` (DARE, section 3.3). The product comes after
-    pooling: crossing with the candidate is linear, so it equals pooling the crossed events.
+    Its input is ``[v; h]`` and, target-aware, ``v ⊙ h`` (DARE, section 3.3). The product comes
+    after pooling: crossing with the candidate is linear, so it equals pooling the crossed events.
     """
 
     def __init__(
@@ -29,7 +33,7 @@ class InterestHead(nn.Module):
         self.target_aware = target_aware
         widths = (representation_dim * (3 if target_aware else 2), *hidden)
         layers: list[nn.Module] = [nn.BatchNorm1d(widths[0])]
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.PReLU(init=PRELU_SLOPE)]
         layers.append(nn.Linear(widths[-1], 2))
         self.layers = nn.Sequential(*layers)

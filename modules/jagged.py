@@ -18,7 +18,8 @@ gathered keys (12 MB at 48 floats) stay near the cache."""
 @dataclass(frozen=True)
 class Block:
     """Requests of similar history length: row numbers, not data, so that nothing is copied until
-    a block is worked on, and no tensor is ever padded to the longest history of the batch."""
+    a block is worked on, and no tensor is ever padded to the longest history of the batch.
+    """
 
     rows: Tensor
     """(B, L) int64: row of each event in the jagged history; padding repeats row 0."""

@@ -62,7 +62,8 @@ def ranking_losses(
 
 def l2_penalty(module: nn.Module) -> Tensor:
     """Sum of squares of both heads' parameters, biases left out, batch-norm gains and PReLU slopes
-    included. Tables are not regularised."""
+    included. Tables are not regularised.
+    """
     return sum(
         (
             parameter.square().sum()
