@@ -41,7 +41,8 @@ class Requests:
 @dataclass(frozen=True)
 class Partition:
     """One partition's N events of U users, sorted by (user, time), ties in file order, as a
-    source sees them to form its requests."""
+    source sees them to form its requests.
+    """
 
     events: dict[str, np.ndarray]
     """(N,) each. item, category, side columns, action: int32 ids; time: int64; and the source's
@@ -62,7 +63,8 @@ class Partition:
 
 class Source(Protocol):
     """A log that becomes an event store. Best a frozen dataclass: its fields are the command
-    line's options and are kept in ``store.json``."""
+    line's options and are kept in ``store.json``.
+    """
 
     @property
     def name(self) -> str: ...
@@ -74,7 +76,8 @@ class Source(Protocol):
     @property
     def carry(self) -> tuple[str, ...]:
         """Numeric columns that the source needs for its requests but that the store does not keep
-        (basket, week, label ...)."""
+        (basket, week, label ...).
+        """
 
     @property
     def context(self) -> dict[str, int]:
@@ -87,17 +90,20 @@ class Source(Protocol):
     @property
     def order(self) -> Order:
         """``"time"``: a user's events are sorted by time. ``"file"``: they keep the file's order,
-        and time becomes the position, 0 for a user's first event."""
+        and time becomes the position, 0 for a user's first event.
+        """
 
     def event_frames(self) -> Iterator[pl.DataFrame]:
         """Frames in file order: user, item, time (int64), and where the log has them category,
         the side columns, action and the carry columns. Ids are as in the log: integers from 0 to
         2**63 - 1, or str; null only in category, side columns and action (it becomes id 0).
-        Every frame has the same columns and types; a few 100,000 rows each is a good size."""
+        Every frame has the same columns and types; a few 100,000 rows each is a good size.
+        """
 
     def popularity(self, frame: pl.DataFrame) -> pl.Expr:
         """Boolean: which events of an event frame count for the popularity that negatives are
-        drawn by."""
+        drawn by.
+        """
 
     def requests(
         self, partition: Partition, popularity: np.ndarray, seed: int
@@ -105,8 +111,10 @@ class Source(Protocol):
         """Requests of one partition; a split that is left out has none. ``popularity``:
         (num_embeddings of item,) int64 counts by item id, 0 for id 0.
         Draws depend on ``seed`` and the user, not on the partitioning: see
-        ``data.sampling.draw_negatives``."""
+        ``data.sampling.draw_negatives``.
+        """
 
     def best_auc(self) -> float | None:
         """The best AUC that any model can reach on the test split, where the truth is known.
-        Asked once, after the requests of the last partition."""
+        Asked once, after the requests of the last partition.
+        """
