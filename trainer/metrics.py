@@ -1,0 +1,295 @@
+"""Quality of predicted click probabilities.
+
+Shapes: n candidates (samples), R requests, U users. Candidates of one request are dependent
+(they share a user, a moment and often one click), so intervals resample whole requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.errors import InputError
+
+CLIP = 1e-7
+"""Log loss is taken of probabilities in [CLIP, 1 - CLIP]. A float32 sigmoid saturates to exactly 1
+just beyond; a candidate that is certain and wrong then costs 16.1 nats, not infinity."""
+CONFIDENCE = 0.95
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of n candidates, and what happened. The order does not matter."""
+
+    probability: np.ndarray
+    """(n,) in [0, 1]."""
+    label: np.ndarray
+    """(n,) 0 or 1."""
+    user: np.ndarray
+    """(n,) integer id of the user."""
+    request: np.ndarray
+    """(n,) integer id of the request."""
+
+    def __post_init__(self) -> None:
+        shapes = {name: np.shape(getattr(self, name)) for name in self.__dataclass_fields__}
+        if len(set(shapes.values())) != 1 or len(shapes["label"]) != 1:
+            raise ValueError(f"Predictions must be four arrays of one shape (n,), got {shapes}.")
+        if not shapes["label"][0]:
+            raise InputError("No predictions to evaluate: the split has no candidates.")
+        _check_values(self.probability, self.label)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """NaN where a metric has no meaning: see :func:`evaluate`."""
+
+    auc: float
+    auc_interval: Interval
+    """95 % bootstrap interval over requests."""
+    gauc: float
+    """AUC within each user, averaged with the user's candidates as weight."""
+    logloss: float
+    """Nats per candidate."""
+    normalized_entropy: float
+    """Log loss over that of always predicting the base rate; below 1 is better than that."""
+    calibration: float
+    """Sum of probabilities over sum of labels; 1 is calibrated, above 1 promises too much."""
+    samples: int
+    requests: int
+    users: int
+    positives: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict for :func:`json.dumps`: JSON has no NaN, so what is undefined is null."""
+        values = asdict(self)
+        values["auc_interval"] = [_or_none(bound) for bound in self.auc_interval]
+        return {name: _or_none(value) for name, value in values.items()}
+
+
+class Difference(NamedTuple):
+    """AUC of one model minus AUC of another on the same requests."""
+
+    auc: float
+    interval: Interval
+
+
+class CalibrationCurve(NamedTuple):
+    """Bins of candidates in ascending order of probability."""
+
+    predicted: np.ndarray
+    """(bins,) mean probability."""
+    observed: np.ndarray
+    """(bins,) share of positives."""
+    count: np.ndarray
+    """(bins,) candidates."""
+
+
+def evaluate(predictions: Predictions, *, bootstrap: int = 200, seed: int = 0) -> Metrics:
+    """All metrics of one split.
+
+    With positives or negatives alone nothing can be ranked and the base rate has no entropy: AUC,
+    its interval, GAUC and normalised entropy are NaN (null in JSON). A tiny validation split is no
+    reason to lose a training run. Calibration without positives is NaN for the same reason.
+
+    Args:
+        predictions: every candidate of the split once
+        bootstrap: resamples for the AUC interval; 0 leaves the interval NaN
+        seed: of the resamples
+    """
+    probability = np.asarray(predictions.probability, dtype=np.float64)
+    label = np.asarray(predictions.label, dtype=np.float64)
+    requests, request_index = np.unique(predictions.request, return_inverse=True)
+    ranking = Ranking(probability, label)
+    resamples = _request_counts(len(requests), bootstrap, seed)
+    logloss = log_loss(probability, label)
+    base_entropy = log_loss(np.full_like(label, label.mean()), label, clip=0.0)
+    positives = int(label.sum())
+    return Metrics(
+        auc=float(ranking.auc()[0]),
+        auc_interval=_interval([ranking.auc(count[request_index])[0] for count in resamples]),
+        gauc=grouped_auc(probability, label, predictions.user),
+        logloss=logloss,
+        normalized_entropy=logloss / base_entropy if base_entropy else math.nan,
+        calibration=float(probability.sum() / positives) if positives else math.nan,
+        samples=len(label),
+        requests=len(requests),
+        users=len(np.unique(predictions.user)),
+        positives=positives,
+    )
+
+
+def paired_difference(
+    a: Predictions, b: Predictions, *, bootstrap: int = 1000, seed: int = 0
+) -> Difference:
+    """AUC of ``a`` minus AUC of ``b``, with a 95 % bootstrap interval over requests.
+
+    Both models are judged on the same resamples, so luck they share cancels: the interval is
+    narrower than the two single intervals suggest.
+
+    Raises:
+        InputError: the two do not hold the same candidates. Requests may come in any order, but
+            the candidates of one request must come in the same order in both.
+    """
+    a, b = _by_request(a), _by_request(b)
+    if not (np.array_equal(a.request, b.request) and np.array_equal(a.label, b.label)):
+        raise InputError(
+            f"Two models can be compared only on the same candidates: got {len(a.label):,} and "
+            f"{len(b.label):,} with different requests or labels. Evaluate both on one store "
+            "and one split."
+        )
+    requests, request_index = np.unique(a.request, return_inverse=True)
+    rankings = [Ranking(np.asarray(p.probability), np.asarray(p.label)) for p in (a, b)]
+    difference = float(rankings[0].auc()[0] - rankings[1].auc()[0])
+    resampled = []
+    for count in _request_counts(len(requests), bootstrap, seed):
+        weight = count[request_index]
+        resampled.append(rankings[0].auc(weight)[0] - rankings[1].auc(weight)[0])
+    return Difference(difference, _interval(resampled))
+
+
+def calibration_curve(
+    probability: np.ndarray, label: np.ndarray, bins: int = 20
+) -> CalibrationCurve:
+    """Mean probability against share of positives in bins of equally many candidates.
+
+    Counts differ by at most one; fewer candidates than ``bins`` give one bin each. Candidates of
+    equal probability may fall on both sides of an edge.
+    """
+    if bins <= 0:
+        raise ValueError(f"bins must be positive, got {bins}.")
+    _check_values(probability, label)
+    n = len(label)
+    bins = min(bins, n)
+    order = np.argsort(probability, kind="stable")
+    edges = np.arange(bins + 1) * n // max(bins, 1)
+    count = np.diff(edges)
+
+    def bin_means(values: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(np.asarray(values, np.float64)[order], edges[:-1]) / count
+
+    return CalibrationCurve(bin_means(probability), bin_means(label), count)
+
+
+def log_loss(probability: np.ndarray, label: np.ndarray, clip: float = CLIP) -> float:
+    """Mean of -ln(probability of what happened), in float64, probabilities kept off 0 and 1."""
+    happened = np.where(np.asarray(label) > 0, probability, 1 - np.asarray(probability, np.float64))
+    return float(-np.log(np.clip(happened, clip, 1 - clip)).mean())
+
+
+def grouped_auc(probability: np.ndarray, label: np.ndarray, user: np.ndarray) -> float:
+    """GAUC: AUC within each user, averaged over users with the number of candidates as weight.
+
+    A user with clicks only or none cannot be ranked and is left out with all its candidates, as
+    in the DIN paper's definition (https://arxiv.org/abs/1706.06978), whose weight is impressions.
+    NaN when no user is left.
+    """
+    ranking = Ranking(probability, label, user)
+    auc = ranking.auc()
+    ranked = ~np.isnan(auc)
+    if not ranked.any():
+        return math.nan
+    return float(np.average(auc[ranked], weights=ranking.group_sizes[ranked]))
+
+
+class Ranking:
+    r"""Candidates sorted once by (group, probability), for the AUC of each group by any weights.
+
+    .. math:: \mathrm{AUC} = \frac{\sum_t p_t \, (\sum_{s<t} n_s + n_t / 2)}{\sum_t p_t \sum_t n_t}
+
+    with :math:`p_t` and :math:`n_t` the weights of the positives and negatives that share the
+    t-th smallest probability: a tie counts half. One call is O(n).
+    """
+
+    def __init__(
+        self, probability: np.ndarray, label: np.ndarray, group: np.ndarray | None = None
+    ) -> None:
+        """All (n,); without ``group`` all candidates are one group."""
+        n = len(label)
+        if group is None:
+            self._order = np.argsort(probability)
+            new_group = np.arange(n) == 0
+        else:
+            self._order = np.lexsort((probability, group))
+            new_group = _changes(np.asarray(group)[self._order])
+        self._positive = (np.asarray(label)[self._order] > 0).astype(np.float64)
+        new_tie = new_group | _changes(np.asarray(probability)[self._order])
+        self._tie_starts = np.flatnonzero(new_tie)
+        self._group_starts = np.flatnonzero(new_group[self._tie_starts])
+        self.group_sizes = np.diff(np.append(np.flatnonzero(new_group), n))
+        """(G,) candidates of each group, groups in ascending order."""
+
+    def auc(self, weight: np.ndarray | None = None) -> np.ndarray:
+        """(G,) AUC of each group; NaN where one class has no weight.
+
+        Args:
+            weight: (n,) of each candidate, in the order given to the constructor; None is all 1
+        """
+        weights = np.ones(len(self._order)) if weight is None else weight[self._order]
+        positive = np.add.reduceat(weights * self._positive, self._tie_starts)
+        negative = np.add.reduceat(weights, self._tie_starts) - positive
+        # negatives below each tie, counted from the start of its group
+        below = np.cumsum(negative) - negative
+        ties_per_group = np.diff(np.append(self._group_starts, len(below)))
+        below -= np.repeat(below[self._group_starts], ties_per_group)
+
+        def sums(values: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(values, self._group_starts)
+
+        with np.errstate(invalid="ignore"):
+            return sums(positive * (below + negative / 2)) / (sums(positive) * sums(negative))
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether a value differs from the one before; true for the first."""
+    return np.concatenate(([True], values[1:] != values[:-1]))
+
+
+def _request_counts(requests: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """``bootstrap`` times (R,) float64: how often each of R requests is drawn, R draws in all."""
+    rng = np.random.default_rng(seed)
+    for _ in range(bootstrap):
+        draws = rng.integers(0, requests, size=requests)
+        yield np.bincount(draws, minlength=requests).astype(np.float64)
+
+
+def _interval(resampled: list[float]) -> Interval:
+    """Percentile interval; resamples that lost a whole class are left out."""
+    values = np.asarray(resampled)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def _by_request(predictions: Predictions) -> Predictions:
+    order = np.argsort(predictions.request, kind="stable")
+    columns = (getattr(predictions, name) for name in Predictions.__dataclass_fields__)
+    return Predictions(*(np.asarray(column)[order] for column in columns))
+
+
+def _check_values(probability: np.ndarray, label: np.ndarray) -> None:
+    broken = int(np.count_nonzero(~np.isfinite(probability)))
+    if broken:
+        raise InputError(
+            f"{broken:,} of {len(probability):,} probabilities are NaN or infinite: the model has "
+            "diverged. Lower the learning rates, or go back to an earlier checkpoint."
+        )
+    if np.min(probability, initial=0) < 0 or np.max(probability, initial=1) > 1:
+        raise InputError(
+            f"Probabilities must lie in [0, 1], got {np.min(probability):.4g} to "
+            f"{np.max(probability):.4g}. Are these logits? Apply a sigmoid first."
+        )
+    if not np.isin(label, (0, 1)).all():
+        raise InputError(f"Labels must be 0 or 1, got {np.unique(label)[:5].tolist()} ...")
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,123 @@
+"""Tables for the terminal: results, sharding plan, event store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from trainer import formats
+
+
+def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per run.
+
+    Args:
+        summaries: name of the run -> its ``summary.json``
+    """
+    table = _table("Test metrics", ["model"], _RESULT_COLUMNS)
+    aucs = [summary.get("auc") or 0.0 for summary in summaries.values()]
+    for name, summary in summaries.items():
+        leads = len(aucs) > 1 and summary.get("auc") == max(aucs)
+        table.add_row(
+            name,
+            formats.decimal(summary.get("auc")),
+            formats.interval(summary.get("auc_interval")),
+            formats.decimal(summary.get("gauc")),
+            formats.decimal(summary.get("logloss")),
+            formats.decimal(summary.get("normalized_entropy")),
+            formats.decimal(summary.get("calibration"), 3),
+            formats.count(summary.get("samples_per_second")),
+            style="bold" if leads else None,
+        )
+    table.caption = "Interval: 95 %, bootstrap over requests. GAUC: AUC within users."
+    return table
+
+
+_RESULT_COLUMNS = [
+    "AUC", "95 % interval", "GAUC", "log loss", "norm. entropy", "calibration", "samples/s"
+]  # fmt: skip
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """One row per embedding table and a total.
+
+    Args:
+        plan: content of ``plan.json``
+    """
+    table = _table(
+        f"Sharding plan, {plan['world_size']} rank{'s' if plan['world_size'] > 1 else ''}",
+        ["table"],
+        ["rows", "width", "bytes"],
+        ["sharding", "kernel", "optimizer", "ranks"],
+    )
+    for entry in plan["tables"]:
+        table.add_row(
+            entry["name"],
+            formats.count(entry["rows"]),
+            formats.count(entry["width"]),
+            formats.size(entry["bytes"]),
+            entry["sharding_type"],
+            entry["compute_kernel"],
+            entry["optimizer"] or formats.MISSING,
+            rank_list(plan["world_size"], entry),
+        )
+    table.add_section()
+    total = sum(entry["bytes"] for entry in plan["tables"])
+    table.add_row("total", "", "", formats.size(total), style="dim")
+    return table
+
+
+def rank_list(world_size: int, entry: Mapping[str, Any]) -> str:
+    """Ranks that hold a part of a table: ``0``, ``0–3``, ``0, 2``.
+
+    A table without shards in the plan is replicated: every rank holds it.
+    """
+    ranks = sorted({shard["rank"] for shard in entry.get("shards") or ()}) or range(world_size)
+    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"{ranks[0]}–{ranks[-1]}"
+    return ", ".join(map(str, ranks))
+
+
+def store_table(store: Mapping[str, Any]) -> Table:
+    """What a log became: sizes, history lengths and requests.
+
+    Args:
+        store: content of ``store.json``
+    """
+    table = _table(f"Event store from {store['source']}", [""], ["total", "train", "val", "test"])
+    for name in ("users", "events", "items", "categories"):
+        table.add_row(name, formats.count(store[name]))
+    history = store["history"]
+    table.add_row("history length, median", formats.count(history["p50"]))
+    for quantile in ("p90", "p99", "max"):
+        table.add_row(f"history length, {quantile}", formats.count(history[quantile]))
+    table.add_section()
+    for name in ("requests", "candidates", "positives"):
+        by_split = [store[name][split] for split in ("train", "val", "test")]
+        table.add_row(name, *map(formats.count, (sum(by_split), *by_split)))
+    table.add_section()
+    table.add_row("partitions", formats.count(len(store["partitions"])))
+    table.add_row("size", formats.size(store["bytes"]))
+    if store.get("best_auc") is not None:
+        table.add_row("best reachable AUC", formats.decimal(store["best_auc"]))
+    return table
+
+
+def _table(
+    title: str, left: Iterable[str], right: Iterable[str], left_again: Iterable[str] = ()
+) -> Table:
+    """An empty table; columns of words stand left, columns of numbers right."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for justify, names in (("left", left), ("right", right), ("left", left_again)):
+        for name in names:
+            table.add_column(name, justify=justify, no_wrap=justify == "right")
+    return table
