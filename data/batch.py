@@ -6,7 +6,9 @@ Shapes: R requests, S candidates (each belongs to one request), F fields.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ class RankingBatch(Pipelineable):
     request_ids: Tensor
     """(R,) int64: number of each request in its split, the same in every epoch and world size."""
     history_lengths: Tensor
-    """(R,) int64, always on the host: lengths of ``history``, known without waiting for a device."""
+    """(R,) int64, always on the host: lengths of ``history`` without a wait for the device."""
     candidate_counts: Tensor
     """(R,) int64, always on the host."""
     global_candidates: int
@@ -42,29 +44,20 @@ class RankingBatch(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RankingBatch:
         """A copy on ``device``; the two host tensors stay on the host."""
-        moved = {
-            name: getattr(self, name).to(device=device, non_blocking=non_blocking)
-            for name in (
-                "context", "history", "candidates", "request_of", "labels", "request_ids"
-            )
-        }  # fmt: skip
-        return dataclasses.replace(self, **moved)
+        return self._each(lambda value: value.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> RankingBatch:
         """A copy in page-locked memory, from which copies to a GPU do not wait."""
-        pinned = {
-            name: getattr(self, name).pin_memory()
-            for name in (
-                "context", "history", "candidates", "request_of", "labels", "request_ids"
-            )
-        }  # fmt: skip
-        return dataclasses.replace(self, **pinned)
+        return self._each(lambda value: value.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keeps the memory alive until ``stream`` has used it."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, KeyedJaggedTensor) or (
-                isinstance(value, Tensor) and value.device.type != "cpu"
-            ):
-                value.record_stream(stream)
+        """Keeps the memory of a batch on a GPU alive until ``stream`` has used it."""
+        for name in _ON_DEVICE:
+            getattr(self, name).record_stream(stream)
+
+    def _each(self, change: Callable[[Any], Any]) -> RankingBatch:
+        changed = {name: change(getattr(self, name)) for name in _ON_DEVICE}
+        return dataclasses.replace(self, **changed)
+
+
+_ON_DEVICE = ("context", "history", "candidates", "request_of", "labels", "request_ids")

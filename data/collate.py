@@ -1,0 +1,223 @@
+"""Requests of an event store as tensors, gathered from memory-mapped columns without a loop
+over requests.
+
+Shapes: R requests, T history events of theirs, S candidates of theirs, F fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torchrec import KeyedJaggedTensor
+
+from data.batch import RankingBatch
+from data.source import Split
+
+RECENCY = "recency"
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """Where the history and the candidates of R requests lie in their partitions: (R,) int64."""
+
+    user: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    first_candidate: np.ndarray
+    last_candidate: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int) -> _Slices:
+        return cls(*(np.empty(count, np.int64) for _ in range(5)))
+
+
+class _Partition:
+    """Memory-mapped columns of one partition, with the requests of one split."""
+
+    def __init__(self, folder: Path, split: Split) -> None:
+        self.events = read_columns(folder / "events.arrow")
+        self.users = read_columns(folder / "users.arrow")
+        self.requests = read_columns(folder / f"{split}.arrow")
+        self.candidate_offsets, self.candidates = self.requests["candidates"]
+        _, self.labels = self.requests["labels"]
+
+    def __len__(self) -> int:
+        return len(self.requests["user"])
+
+    def fill(self, slices: _Slices, where: np.ndarray, rows: np.ndarray, length: int) -> None:
+        """Writes the slices of the requests ``rows`` at the places ``where``."""
+        user, end = self.requests["user"][rows], self.requests["end"][rows]
+        first_row = self.users["first_row"][np.searchsorted(self.users["user"], user)]
+        slices.user[where] = user
+        slices.begin[where] = np.maximum(first_row, end - length)
+        slices.end[where] = end
+        slices.first_candidate[where] = self.candidate_offsets[rows]
+        slices.last_candidate[where] = self.candidate_offsets[rows + 1]
+
+
+class _Group(NamedTuple):
+    """The requests of a batch that are of one partition."""
+
+    partition: _Partition
+    where: np.ndarray
+    """Places of the requests in the batch."""
+    rows: np.ndarray
+    """Rows of the requests in the partition's split."""
+
+
+class Collator:
+    """Makes batches of requests of one split.
+
+    Opens the columns of every partition; what is in memory is what batches have touched.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        partitions: list[str],
+        split: Split,
+        *,
+        fields: list[str],
+        context: list[str],
+        history_length: int,
+    ) -> None:
+        self.fields = fields
+        self.context = context
+        self.history_length = history_length
+        self._items = read_columns(folder / "items.arrow")
+        self._partitions = [_Partition(folder / path, split) for path in partitions]
+        sizes = [len(partition) for partition in self._partitions]
+        self._first_request = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        """Requests of the split."""
+        return int(self._first_request[-1])
+
+    def count_candidates(self, request_ids: np.ndarray) -> int:
+        """Candidates of these requests together."""
+        total = 0
+        for partition, _, rows in self._by_partition(request_ids):
+            offsets = partition.candidate_offsets
+            total += int(np.sum(offsets[rows + 1] - offsets[rows], dtype=np.int64))
+        return total
+
+    def __call__(self, request_ids: np.ndarray, global_candidates: int, seed: int) -> RankingBatch:
+        """The batch of ``request_ids``, (R,) int64, in this order."""
+        groups = list(self._by_partition(request_ids))
+        slices = _Slices.empty(len(request_ids))
+        for partition, where, rows in groups:
+            partition.fill(slices, where, rows, self.history_length)
+        lengths = slices.end - slices.begin
+        counts = slices.last_candidate - slices.first_candidate
+        candidates, labels = _gather_candidates(groups, slices, counts)
+        return RankingBatch(
+            context=self._context(groups, slices),
+            history=self._history(groups, slices, lengths),
+            candidates=self._candidate_fields(candidates),
+            request_of=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+            labels=torch.from_numpy(labels),
+            request_ids=torch.from_numpy(request_ids),
+            history_lengths=torch.from_numpy(lengths),
+            candidate_counts=torch.from_numpy(counts),
+            global_candidates=global_candidates,
+            seed=seed,
+        )
+
+    def _by_partition(self, request_ids: np.ndarray) -> Iterator[_Group]:
+        number = np.searchsorted(self._first_request, request_ids, side="right") - 1
+        for index in np.unique(number):
+            where = np.flatnonzero(number == index)
+            rows = request_ids[where] - self._first_request[index]
+            yield _Group(self._partitions[index], where, rows)
+
+    def _history(
+        self, groups: list[_Group], slices: _Slices, lengths: np.ndarray
+    ) -> KeyedJaggedTensor:
+        ends = np.cumsum(lengths)
+        values_FT = np.empty((len(self.fields) + 1, lengths.sum()), np.int64)
+        for partition, where, _ in groups:
+            rows = ranges(slices.begin[where], lengths[where])
+            places = ranges((ends - lengths)[where], lengths[where])
+            for field, values_T in zip(self.fields, values_FT, strict=False):
+                values_T[places] = partition.events[field][rows]
+        values_FT[-1] = np.repeat(ends, lengths) - np.arange(values_FT.shape[1])
+        return _jagged([*self.fields, RECENCY], values_FT, lengths)
+
+    def _candidate_fields(self, items: np.ndarray) -> KeyedJaggedTensor:
+        values_FS = np.zeros((len(self.fields) + 1, len(items)), np.int64)
+        for field, values_S in zip(self.fields, values_FS, strict=False):
+            if field == "item":
+                values_S[:] = items
+            elif field != "action":  # not known yet
+                values_S[:] = self._items[field][items]
+        return _jagged([*self.fields, RECENCY], values_FS)
+
+    def _context(self, groups: list[_Group], slices: _Slices) -> KeyedJaggedTensor:
+        values_FR = np.empty((len(self.context) + 1, len(slices.user)), np.int64)
+        values_FR[0] = slices.user
+        for partition, where, rows in groups:
+            for name, values_R in zip(self.context, values_FR[1:], strict=True):
+                values_R[where] = partition.requests[name][rows]
+        return _jagged(["user", *self.context], values_FR)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``starts[0], starts[0] + 1, ...``, ``lengths[0]`` of them, then those of the next start.
+
+    >>> ranges(np.array([5, 9, 2]), np.array([2, 0, 3])).tolist()
+    [5, 6, 2, 3, 4]
+    """
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def _gather_candidates(
+    groups: list[_Group], slices: _Slices, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Item ids, (S,) int64, and labels, (S,) float32."""
+    ends = np.cumsum(counts)
+    items = np.empty(counts.sum(), np.int64)
+    labels = np.empty(len(items), np.float32)
+    for partition, where, _ in groups:
+        rows = ranges(slices.first_candidate[where], counts[where])
+        places = ranges((ends - counts)[where], counts[where])
+        items[places] = partition.candidates[rows]
+        labels[places] = partition.labels[rows]
+    return items, labels
+
+
+def _jagged(
+    keys: list[str], values: np.ndarray, lengths: np.ndarray | None = None
+) -> KeyedJaggedTensor:
+    """A row of ``values`` for each key, all with the same ``lengths``; none means bags of one."""
+    fields, width = values.shape
+    if lengths is None:
+        lengths = np.ones(width, np.int64)
+    return KeyedJaggedTensor(
+        keys=keys,
+        values=torch.from_numpy(values.reshape(-1)),
+        lengths=torch.from_numpy(np.tile(lengths, fields)),
+        stride=len(lengths),
+        # known here; computed later it would make the host wait for the device
+        length_per_key=[width] * fields,
+        offset_per_key=[width * field for field in range(fields + 1)],
+    )
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray | tuple[np.ndarray, np.ndarray]]:
+    """Columns of an Arrow file as views of its memory map; a list column is (offsets, values)."""
+    with pa.memory_map(str(path)) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    return {name: _view(batch.column(name)) for name in batch.schema.names if name != "original"}
+
+
+def _view(column: pa.Array) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return column.offsets.to_numpy(), column.values.to_numpy()
+    return column.to_numpy()
