@@ -5,8 +5,6 @@ Shapes: S candidates, R representation width.
 
 import itertools
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 
