@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torchrec import KeyedJaggedTensor
 
 from data.batch import RankingBatch
 from data.source import Split
+from data.store import EventStore, PartitionReader
 
 RECENCY = "recency"
 
@@ -40,25 +39,20 @@ class _Slices:
 class _Partition:
     """Memory-mapped columns of one partition, with the requests of one split."""
 
-    def __init__(self, folder: Path, split: Split) -> None:
-        self.events = read_columns(folder / "events.arrow")
-        self.users = read_columns(folder / "users.arrow")
-        self.requests = read_columns(folder / f"{split}.arrow")
-        self.candidate_offsets, self.candidates = self.requests["candidates"]
-        _, self.labels = self.requests["labels"]
-
-    def __len__(self) -> int:
-        return len(self.requests["user"])
+    def __init__(self, reader: PartitionReader, split: Split) -> None:
+        self.events = reader.events
+        self.users = reader.users
+        self.requests = reader.requests(split)
 
     def fill(self, slices: _Slices, where: np.ndarray, rows: np.ndarray, length: int) -> None:
         """Writes the slices of the requests ``rows`` at the places ``where``."""
-        user, end = self.requests["user"][rows], self.requests["end"][rows]
+        user, end = self.requests.user[rows], self.requests.end[rows]
         first_row = self.users["first_row"][np.searchsorted(self.users["user"], user)]
         slices.user[where] = user
         slices.begin[where] = np.maximum(first_row, end - length)
         slices.end[where] = end
-        slices.first_candidate[where] = self.candidate_offsets[rows]
-        slices.last_candidate[where] = self.candidate_offsets[rows + 1]
+        slices.first_candidate[where] = self.requests.offsets[rows]
+        slices.last_candidate[where] = self.requests.offsets[rows + 1]
 
 
 class _Group(NamedTuple):
@@ -77,23 +71,14 @@ class Collator:
     Opens the columns of every partition; what is in memory is what batches have touched.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        partitions: list[str],
-        split: Split,
-        *,
-        fields: list[str],
-        context: list[str],
-        history_length: int,
-    ) -> None:
-        self.fields = fields
-        self.context = context
+    def __init__(self, store: EventStore, split: Split, *, history_length: int) -> None:
+        self.fields = [name for name, _ in store.fields]
+        self.context = [name for name, _ in store.context]
         self.history_length = history_length
-        self._items = read_columns(folder / "items.arrow")
-        self._partitions = [_Partition(folder / path, split) for path in partitions]
-        sizes = [len(partition) for partition in self._partitions]
-        self._first_request = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._items = store.items
+        self._partitions = [_Partition(reader, split) for reader in store.partitions]
+        sizes = [len(partition.requests) for partition in self._partitions]
+        self._first_request = np.cumsum([0, *sizes])
 
     def __len__(self) -> int:
         """Requests of the split."""
@@ -103,7 +88,7 @@ class Collator:
         """Candidates of these requests together."""
         total = 0
         for partition, _, rows in self._by_partition(request_ids):
-            offsets = partition.candidate_offsets
+            offsets = partition.requests.offsets
             total += int(np.sum(offsets[rows + 1] - offsets[rows], dtype=np.int64))
         return total
 
@@ -163,7 +148,7 @@ class Collator:
         values_FR[0] = slices.user
         for partition, where, rows in groups:
             for name, values_R in zip(self.context, values_FR[1:], strict=True):
-                values_R[where] = partition.requests[name][rows]
+                values_R[where] = partition.requests.context[name][rows]
         return _jagged(["user", *self.context], values_FR)
 
 
@@ -187,8 +172,8 @@ def _gather_candidates(
     for partition, where, _ in groups:
         rows = ranges(slices.first_candidate[where], counts[where])
         places = ranges((ends - counts)[where], counts[where])
-        items[places] = partition.candidates[rows]
-        labels[places] = partition.labels[rows]
+        items[places] = partition.requests.candidates[rows]
+        labels[places] = partition.requests.labels[rows]
     return items, labels
 
 
@@ -208,16 +193,3 @@ def _jagged(
         length_per_key=[width] * fields,
         offset_per_key=[width * field for field in range(fields + 1)],
     )
-
-
-def read_columns(path: Path) -> dict[str, np.ndarray | tuple[np.ndarray, np.ndarray]]:
-    """Columns of an Arrow file as views of its memory map; a list column is (offsets, values)."""
-    with pa.memory_map(str(path)) as file:
-        batch = pa.ipc.open_file(file).get_batch(0)
-    return {name: _view(batch.column(name)) for name in batch.schema.names if name != "original"}
-
-
-def _view(column: pa.Array) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return column.offsets.to_numpy(), column.values.to_numpy()
-    return column.to_numpy()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from data.batch import RankingBatch
 from data.collate import Collator
 from data.errors import InputError
 from data.source import Split
+from data.store import EventStore
 
 
 class RequestLoader:
@@ -24,7 +23,7 @@ class RequestLoader:
     held in memory, 8 bytes a request.
 
     Args:
-        store: folder of the event store.
+        store: a prepared log.
         split: "train", "val" or "test".
         requests_per_batch: G, of the global batch, all ranks together.
         history_length: most recent events of a history that are kept.
@@ -37,7 +36,7 @@ class RequestLoader:
 
     def __init__(
         self,
-        store: Path | str,
+        store: EventStore,
         split: Split,
         *,
         requests_per_batch: int,
@@ -60,16 +59,7 @@ class RequestLoader:
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle, self.prefetch = seed, shuffle, prefetch
         self._epoch = self._batch = 0
-        store = Path(store)
-        meta = json.loads((store / "store.json").read_text())
-        self._collate = Collator(
-            store,
-            [partition["path"] for partition in meta["partitions"]],
-            split,
-            fields=[field["name"] for field in meta["fields"]],
-            context=[column["name"] for column in meta["context"]],
-            history_length=history_length,
-        )
+        self._collate = Collator(store, split, history_length=history_length)
         self._batches = -(-len(self._collate) // requests_per_batch)
         _check_split(store, split, len(self._collate), self._batches, world_size)
 
@@ -177,16 +167,19 @@ def in_background(values: Iterator[RankingBatch], ahead: int) -> Iterator[Rankin
         thread.join()
 
 
-def _check_split(store: Path, split: Split, requests: int, batches: int, world_size: int) -> None:
+def _check_split(
+    store: EventStore, split: Split, requests: int, batches: int, world_size: int
+) -> None:
     if requests == 0:
         raise InputError(
-            f"{store} has no {split} requests. Its log may be too short for the split: "
+            f"{store.path} has no {split} requests. Its log may be too short for the split: "
             f"prepare it again with another split, or from a longer log."
         )
     smallest = requests // batches
     if smallest < world_size:
+        more = f", or raise requests_per_batch to {2 * world_size}" if batches > 1 else ""
         raise InputError(
-            f"{world_size} ranks are too many for {store}: its {requests} {split} requests make "
-            f"{batches} batches, the smallest of {smallest}. Start at most {smallest} processes"
-            f"{f', or raise requests_per_batch to {2 * world_size}' if batches > 1 else ''}."
+            f"{world_size} ranks are too many: the {requests} {split} requests of {store.path} "
+            f"make {batches} batches, the smallest of {smallest}. "
+            f"Start at most {smallest} processes{more}."
         )

@@ -10,6 +10,7 @@ import pytest
 from data.batch import RankingBatch
 from data.errors import InputError
 from data.loader import RequestLoader, batch_seed, in_background
+from data.store import EventStore
 from tests.data.small_store import CATEGORY_OF, Part, Request, write_store
 
 # part 0 has users 0 and 1 (rows 0-3 and 4-6), part 1 has user 2 (rows 0-4)
@@ -36,11 +37,11 @@ FIRST_ROW = {0: 0, 1: 4, 2: 0}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def store(tmp_path: Path) -> EventStore:
     return write_store(tmp_path, PARTS)
 
 
-def load(store: Path, **options) -> RequestLoader:
+def load(store: EventStore, **options) -> RequestLoader:
     return RequestLoader(
         store, "train", **{"requests_per_batch": 3, "history_length": 3, **options}
     )
