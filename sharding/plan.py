@@ -1,0 +1,154 @@
+"""Choosing a sharding plan, and saying what it is. Needs no GPU and no process group."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingPlan, ShardingType
+
+ShardingKind = Literal["table_wise", "row_wise", "column_wise"]
+
+
+class PlanError(ValueError):
+    """No plan fits: the message says what was asked of which machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """What the planner may choose from."""
+
+    kinds: tuple[ShardingKind, ...] = ("table_wise", "row_wise")
+    """Column-wise is left out by default: a row-wise optimizer keeps a state per column shard, and
+    such a checkpoint cannot be loaded under another plan."""
+    table_kinds: dict[str, ShardingKind] = dataclasses.field(default_factory=dict)
+    """Fixes single tables, e.g. ``attention_item row_wise``."""
+    memory_gib: float = 16.0
+    """Memory of one rank that the planner may count on, in GiB."""
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("kinds must name at least one of table_wise, row_wise, column_wise.")
+        if self.memory_gib <= 0:
+            raise ValueError(f"memory_gib must be positive, got {self.memory_gib}.")
+
+
+class FusedBagSharder(EmbeddingBagCollectionSharder):
+    """Shards tables onto FBGEMM's fused kernels: never left dense, row-wise on CPUs too.
+
+    TorchRec's own sharder offers row-wise for GPUs only, though its CPU kernels run it, and lets
+    the planner keep a table dense and replicated.
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """What the planner may try."""
+        return [
+            ShardingType.TABLE_WISE.value,
+            ShardingType.ROW_WISE.value,
+            ShardingType.COLUMN_WISE.value,
+        ]
+
+
+def choose_plan(
+    model: nn.Module,
+    *,
+    world_size: int,
+    local_world_size: int,
+    device_type: str,
+    lookups_per_rank: int,
+    config: ShardingConfig,
+) -> ShardingPlan:
+    """The plan that TorchRec's planner expects to be fastest.
+
+    It is deterministic, so every rank plans for itself: with the planner's own collective form a
+    failure on rank 0 would leave the others waiting.
+
+    Args:
+        model: with its tables on the meta device, or anywhere.
+        world_size: number of ranks.
+        local_world_size: ranks on one host.
+        device_type: "cpu" or "cuda".
+        lookups_per_rank: rows that one rank looks up in each table in one step.
+        config: what is allowed.
+
+    Raises:
+        PlanError: nothing fits.
+        ValueError: a table named in ``config`` does not exist.
+    """
+    tables = [t.name for _, bags in collections(model) for t in bags.embedding_bag_configs()]
+    if unknown := config.table_kinds.keys() - set(tables):
+        raise ValueError(f"Sharding set for unknown tables {sorted(unknown)}; there are {tables}.")
+    capacity = int(config.memory_gib * 2**30)
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=world_size,
+            local_world_size=local_world_size,
+            compute_device=device_type,
+            hbm_cap=capacity if device_type == "cuda" else 0,
+            ddr_cap=capacity,
+        ),
+        batch_size=lookups_per_rank,
+        constraints={
+            name: ParameterConstraints(
+                sharding_types=[config.table_kinds[name]]
+                if name in config.table_kinds
+                else list(config.kinds),
+                compute_kernels=["fused"],
+                pooling_factors=[1.0],
+            )
+            for name in tables
+        },
+        storage_reservation=FixedPercentageStorageReservation(percentage=0.1),
+        stats=[],
+        debug=False,
+    )
+    try:
+        return planner.plan(model, [FusedBagSharder()])
+    except PlannerError as error:
+        raise PlanError(
+            f"The tables do not fit on {world_size} rank(s) with {config.memory_gib:g} GiB each. "
+            "Ways out: more ranks, --sharding.memory-gib if the machine has more, narrower tables."
+            f"\nTorchRec's planner says: {error}"
+        ) from error
+
+
+def collections(model: nn.Module) -> list[tuple[str, EmbeddingBagCollection]]:
+    """Path and module of every unsharded EmbeddingBagCollection."""
+    return [(path, m) for path, m in model.named_modules() if isinstance(m, EmbeddingBagCollection)]
+
+
+def describe_plan(
+    model: nn.Module, plan: ShardingPlan, *, world_size: int, optimizer: str
+) -> dict[str, Any]:
+    """The plan as JSON: what ``RUN/plan.json`` holds. ``model`` is the unsharded one."""
+    return {
+        "world_size": world_size,
+        "tables": [
+            {
+                "name": table.name,
+                "rows": table.num_embeddings,
+                "width": table.embedding_dim,
+                "bytes": 4 * table.num_embeddings * table.embedding_dim,
+                "sharding_type": plan.plan[path][table.name].sharding_type,
+                "compute_kernel": plan.plan[path][table.name].compute_kernel,
+                "optimizer": optimizer,
+                "shards": [
+                    {
+                        "rank": shard.placement.rank(),
+                        "offset": list(shard.shard_offsets),
+                        "size": list(shard.shard_sizes),
+                    }
+                    for shard in plan.plan[path][table.name].sharding_spec.shards
+                ],
+            }
+            for path, bags in collections(model)
+            for table in bags.embedding_bag_configs()
+        ],
+    }

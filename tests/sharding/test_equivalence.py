@@ -1,0 +1,143 @@
+"""World sizes 1, 2 and 4 compute what one process with plain ``nn.EmbeddingBag`` tables computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torchrec.optim import RowWiseAdagrad
+
+from modules.loss import ranking_losses
+from modules.ranker import LifelongRanker, RankerConfig
+from modules.tables import initialize_tables_
+from sharding.apply import TableOptimizer, shard, sharded_collections
+from sharding.plan import ShardingConfig, choose_plan
+from tests.batches import collate, fields, random_requests
+from tests.ranks import run_ranks
+
+STEPS, REQUESTS, SEED, TABLE_LR, DENSE_LR = 20, 13, 5, 0.1, 0.01
+META = torch.device("meta")
+
+
+def ranker(settings: dict[str, Any]) -> LifelongRanker:
+    torch.manual_seed(SEED)
+    config = RankerConfig(
+        top_k=5, auxiliary_others=4, hidden=(8,), auxiliary_hidden=(6,), **settings
+    )
+    return LifelongRanker(config, fields(attention_init_std=0.5, representation_init_std=0.1), META)
+
+
+def steps(
+    model: torch.nn.Module, dense: torch.optim.Optimizer, rank: int, world_size: int, after: Any
+) -> list:
+    """Main and auxiliary loss of the global batch in each step, as far as this rank adds to them."""
+    history = []
+    for step in range(STEPS):
+        requests = random_requests(step, REQUESTS)
+        candidates = sum(len(r["labels"]) for r in requests)
+        # unequal shares: 13 requests over 2 or 4 ranks
+        begin, end = (REQUESTS * (rank + i) // world_size for i in (0, 1))
+        arguments, labels = collate(requests[begin:end], seed=step)
+        losses = ranking_losses(
+            model(**arguments), labels, model, num_candidates=candidates / world_size, l2=1e-3
+        )
+        dense.zero_grad()
+        losses.total().backward()
+        dense.step()
+        after()
+        history.append([losses.main.item() / world_size, losses.auxiliary.item() / world_size])
+    return history
+
+
+def predictions(model: torch.nn.Module) -> list[float]:
+    model.eval()
+    with torch.no_grad():
+        return model(**collate(random_requests(99, REQUESTS))[0]).logits.tolist()
+
+
+def unsharded(settings: dict[str, Any]) -> tuple[list, list, dict[str, list]]:
+    model = ranker(settings)
+    model.tables.to_empty(device="cpu")
+    initialize_tables_(model.tables, SEED)
+    tables = RowWiseAdagrad(model.tables.parameters(), lr=TABLE_LR, eps=1e-8)
+    dense = torch.optim.Adam(
+        [p for name, p in model.named_parameters() if not name.startswith("tables.")], lr=DENSE_LR
+    )
+
+    def update_tables() -> None:
+        tables.step()
+        tables.zero_grad()
+
+    losses = steps(model, dense, 0, 1, update_tables)
+    weights = {name.split(".")[-2]: w.tolist() for name, w in model.tables.named_parameters()}
+    return losses, predictions(model), weights
+
+
+def sharded(rank: int, world_size: int, settings: dict[str, Any], kinds: tuple[str, ...]) -> tuple:
+    model = ranker(settings)
+    plan = choose_plan(
+        model,
+        world_size=world_size,
+        local_world_size=world_size,
+        device_type="cpu",
+        lookups_per_rank=1000,
+        config=ShardingConfig(kinds=kinds),
+    )
+    model = shard(
+        model,
+        plan,
+        optimizer=TableOptimizer(learning_rate=TABLE_LR),
+        device=torch.device("cpu"),
+        seed=SEED,
+    )
+    in_backward = {n for path, m in sharded_collections(model) for n, _ in m.named_parameters(path)}
+    dense = torch.optim.Adam(
+        [p for name, p in model.named_parameters() if name not in in_backward], lr=DENSE_LR
+    )
+    losses = steps(model, dense, rank, world_size, lambda: None)
+    shards = [
+        (name.split(".")[-2], shard.metadata.shard_offsets, shard.tensor.tolist())
+        for _, collection in sharded_collections(model)
+        for name, weight in collection.state_dict().items()
+        for shard in weight.local_shards()
+    ]
+    kernels = [
+        type(kernel).__name__
+        for _, collection in sharded_collections(model)
+        for lookup in collection._lookups
+        for kernel in lookup._emb_modules  # none where this rank has no shard
+    ]
+    return losses, predictions(model), shards, kernels
+
+
+SETTINGS = [
+    {"sharing": "decoupled", "auxiliary": "full"},
+    {"sharing": "decoupled", "auxiliary": "sampled", "score": "cosine"},
+    {"sharing": "shared", "auxiliary": "sampled"},
+    {"sharing": "shared", "auxiliary": "none", "score": "cosine"},
+]
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(s.values()))
+def test_world_sizes_agree_with_the_unsharded_model(settings: dict[str, Any], kind: str) -> None:
+    losses, logits, tables = unsharded(settings)
+    for world_size in (1, 2, 4):
+        ranks = run_ranks(sharded, world_size, settings, (kind,))
+        summed = torch.tensor([r[0] for r in ranks]).sum(0)
+        torch.testing.assert_close(summed, torch.tensor(losses), rtol=1e-4, atol=1e-5)
+        for rank in ranks:
+            torch.testing.assert_close(
+                torch.tensor(rank[1]), torch.tensor(logits), rtol=1e-3, atol=1e-4
+            )
+        seen = dict.fromkeys(tables, 0)
+        for _, _, shards, kernels in ranks:
+            assert set(kernels) <= {"BatchedFusedEmbeddingBag"}
+            for name, (row, column), values in shards:
+                part = torch.tensor(values)
+                rows = slice(row, row + part.shape[0])
+                whole = torch.tensor(tables[name])[rows, column : column + part.shape[1]]
+                torch.testing.assert_close(part, whole, rtol=1e-3, atol=1e-4)
+                seen[name] += part.numel()
+        assert seen == {name: torch.tensor(w).numel() for name, w in tables.items()}
