@@ -1,0 +1,99 @@
+"""The TorchX component: an AppDef is data, so its fields are compared."""
+
+from pathlib import Path
+
+import pytest
+from torchx import specs
+from torchx.runner import get_runner
+from torchx.runner.config import get_config
+from torchx.specs.file_linter import get_fn_docstring, validate
+from torchx.specs.finder import get_component
+
+from torchx_specs import components
+from torchx_specs.components import train
+
+REPOSITORY = Path(__file__).parents[2]
+COMPONENT = f"{REPOSITORY / 'torchx_specs' / 'components.py'}:train"
+
+
+def role_of(app: specs.AppDef) -> specs.Role:
+    (role,) = app.roles
+    return role
+
+
+def test_a_node_runs_torchrun_with_the_trainer() -> None:
+    role = role_of(train("dare", "--data", "my store", j="1x4"))
+    command = role.args[1]
+    assert command.startswith("torchrun ")
+    assert "--nnodes 1 --nproc_per_node 4" in command
+    assert command.endswith("-m trainer.main dare --data 'my store'")
+
+
+def test_one_node_meets_on_the_loopback_address() -> None:
+    role = role_of(train(j="1x2"))
+    assert "--rdzv_endpoint localhost:0" in role.args[1]
+    assert role.env["PET_LOCAL_ADDR"] == "localhost"
+
+
+def test_several_nodes_meet_on_the_first() -> None:
+    role = role_of(train(j="2x8", rdzv_port=29700))
+    assert role.num_replicas == 2
+    assert "${rank0_env}" in role.args[1]
+    assert ":29700" in role.args[1]
+    assert "PET_LOCAL_ADDR" not in role.env
+
+
+@pytest.mark.parametrize(
+    ("cpu", "j", "threads"), [(2, "1x2", "1"), (16, "1x4", "4"), (1, "4", "1")]
+)
+def test_processes_share_the_cores_of_their_node(cpu: int, j: str, threads: str) -> None:
+    assert role_of(train(cpu=cpu, j=j)).env["OMP_NUM_THREADS"] == threads
+
+
+def test_the_users_environment_stands_above_ours() -> None:
+    env = role_of(train(env={"OMP_NUM_THREADS": "3", "A": "1"})).env
+    assert (env["OMP_NUM_THREADS"], env["A"]) == ("3", "1")
+
+
+def test_resources_name_and_retries_arrive() -> None:
+    app = train(j="1x2", cpu=8, gpu=2, memMB=4096, name="ctr/first", max_retries=3)
+    role = role_of(app)
+    assert app.name == "first"
+    assert (role.resource.cpu, role.resource.gpu, role.resource.memMB) == (8, 2, 4096)
+    assert role.max_retries == 3
+
+
+def test_more_processes_than_gpus_names_the_way_out() -> None:
+    with pytest.raises(ValueError, match="the most that fits is -j 3x4"):
+        train(j="3x8", gpu=4)
+
+
+@pytest.mark.parametrize("j", ["0x2", "1x0", "3:1x2"])
+def test_a_job_without_processes_is_refused(j: str) -> None:
+    with pytest.raises(ValueError, match=f"got {j}"):
+        train(j=j)
+
+
+def test_torchx_accepts_the_component_and_finds_its_help() -> None:
+    assert validate(components.__file__, "train") == []
+    summary, arguments = get_fn_docstring(train)
+    assert summary.startswith("Trains a ranking model")
+    assert all(text not in (" ", "") for text in arguments.values()), arguments
+
+
+def test_plain_torchx_run_takes_this_component() -> None:
+    def configured(key: str) -> str | None:
+        return get_config(prefix="cli", name="run", key=key, dirs=[str(REPOSITORY)])
+
+    assert configured("scheduler") == "local_cwd"
+    path, _, function = (configured("component") or "").partition(":")
+    assert get_component(f"{REPOSITORY / path}:{function}").fn_name == "train"
+
+
+def test_the_command_line_reaches_the_app() -> None:
+    with get_runner() as runner:
+        args = ["-j", "1x3", "--env", "A=1,B=2", "--", "dare", "--data", "store"]
+        app = runner.dryrun_component(COMPONENT, args, "local_cwd")._app
+    assert app is not None
+    assert role_of(app).args[1].endswith("-m trainer.main dare --data store")
+    assert role_of(app).env["B"] == "2"
