@@ -5,9 +5,12 @@ Shapes: N slots, each to be filled with one item; P excluded (group, item) pairs
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from data.errors import InputError
+from data.source import Requests
 
 MAX_ATTEMPTS = 1000
 
@@ -62,6 +65,50 @@ def draw_negatives(
         f"No negative found in {MAX_ATTEMPTS} draws for user number {user[open_slots[0]]}: "
         f"their own items are (nearly) all of the {np.count_nonzero(popularity)} items with "
         "popularity. Use a log with more items, or leave this user out."
+    )
+
+
+def add_negatives(
+    positives: Requests,
+    popularity: np.ndarray,
+    *,
+    negatives: int,
+    seed: int,
+    slot: np.ndarray,
+    group: np.ndarray,
+    excluded_group: np.ndarray,
+    excluded_item: np.ndarray,
+) -> Requests:
+    """Each positive followed by its negatives.
+
+    Args:
+        positives: requests whose C candidates are all positive.
+        negatives: to draw for each positive.
+        slot: (C,) number of each positive, different for every positive of a user.
+        group: (C,) as in ``draw_negatives``, like the rest.
+    """
+    counts = np.diff(positives.offsets)
+
+    def per_slot(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, negatives)
+
+    drawn = draw_negatives(
+        popularity,
+        seed=seed,
+        user=per_slot(np.repeat(positives.user, counts)),
+        slot=per_slot(slot * negatives) + np.tile(np.arange(negatives), len(slot)),
+        group=per_slot(group),
+        excluded_group=excluded_group,
+        excluded_item=excluded_item,
+    )
+    candidates = np.column_stack([positives.candidates, drawn.reshape(-1, negatives)])
+    labels = np.zeros(candidates.shape, np.int8)
+    labels[:, 0] = 1
+    return dataclasses.replace(
+        positives,
+        offsets=positives.offsets * (1 + negatives),
+        candidates=candidates.ravel().astype(np.int32, copy=False),
+        labels=labels.ravel(),
     )
 
 

@@ -37,6 +37,20 @@ class Requests:
     def __len__(self) -> int:
         return len(self.user)
 
+    def select(self, chosen: np.ndarray) -> Requests:
+        """The requests where ``chosen``, (n,) boolean, is true."""
+        counts = np.diff(self.offsets)
+        of_chosen = np.repeat(chosen, counts)
+        return Requests(
+            user=self.user[chosen],
+            end=self.end[chosen],
+            time=self.time[chosen],
+            offsets=np.concatenate([[0], np.cumsum(counts[chosen])]),
+            candidates=self.candidates[of_chosen],
+            labels=self.labels[of_chosen],
+            context={name: values[chosen] for name, values in self.context.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Partition:

@@ -1,0 +1,144 @@
+"""Streams CSV files, plain or gzipped, and says where a line is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Literal
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+
+from data.errors import InputError
+
+BLOCK_BYTES = 2**24
+
+TruncatedLine = Literal["error", "skip"]
+
+
+def read_delimited(
+    file: Path,
+    columns: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    types: dict[str, pa.DataType] | None = None,
+    delimiter: str = ",",
+    truncated_line: TruncatedLine = "error",
+) -> Iterator[pl.DataFrame]:
+    """Frames of some 100,000 rows with the chosen columns, in file order.
+
+    Args:
+        columns: which to read.
+        names: of all columns, where the file has no header line.
+        types: of columns; others are guessed from the first block of 16 MiB.
+        truncated_line: ``"skip"`` leaves out a *last* line that is cut.
+
+    Raises:
+        InputError: the file is missing, damaged, has lines of the wrong length or values of the
+            wrong type.
+    """
+    bad_lines: list[pa.csv.InvalidRow] = []
+
+    def on_bad_line(row: pa.csv.InvalidRow) -> str:
+        bad_lines.append(row)
+        return "skip" if truncated_line == "skip" and len(bad_lines) == 1 else "error"
+
+    try:
+        with pa.input_stream(str(file), compression="detect") as stream:
+            reader = pa.csv.open_csv(
+                stream,
+                read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=names),
+                parse_options=pa.csv.ParseOptions(
+                    delimiter=delimiter, invalid_row_handler=on_bad_line
+                ),
+                convert_options=pa.csv.ConvertOptions(
+                    include_columns=list(columns),
+                    column_types=types,
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
+            )
+            for batch in reader:
+                yield pl.from_arrow(batch)
+    except pa.ArrowKeyError as error:
+        raise InputError(_missing_column(file, columns, delimiter)) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        if bad_lines:
+            raise InputError(_bad_line(file, bad_lines[0])) from error
+        raise InputError(_unreadable(file, delimiter, error)) from error
+    if bad_lines and not _locate(file, bad_lines[0].text)[1]:
+        raise InputError(_bad_line(file, bad_lines[0]))
+
+
+def first_cells(file: Path, delimiter: str = ",") -> list[str]:
+    """The cells of the first line.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+    """
+    try:
+        with _open(file) as lines:
+            line = lines.readline().decode("utf-8-sig", "replace").rstrip("\r\n")
+    except (OSError, EOFError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error}). Give the path of a CSV file, plain or .gz."
+        ) from error
+    return [cell.strip('"') for cell in line.split(delimiter)]
+
+
+def _open(file: Path) -> IO[bytes]:
+    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
+
+
+def _find(file: Path, wanted: Callable[[str], bool]) -> tuple[int, bool] | None:
+    """Number of the first wanted line, from 1, and whether it is the last one."""
+    with _open(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if wanted(line.decode("utf-8-sig", "replace").rstrip("\r\n")):
+                return number, not lines.readline()
+    return None
+
+
+def _locate(file: Path, text: str) -> tuple[int, bool]:
+    return _find(file, lambda line: line == text) or (0, False)
+
+
+def _bad_line(file: Path, row: pa.csv.InvalidRow) -> str:
+    number, is_last = _locate(file, row.text)
+    message = (
+        f"{file}, line {number:,}: {row.actual_columns} columns where {row.expected_columns} are "
+        f"expected: {row.text[:80]!r}. "
+    )
+    if is_last:
+        return message + (
+            "It is the last line: the file was probably cut. Fetch it again, or leave the line "
+            "out with --truncated-line skip."
+        )
+    return message + "Repair the file: every line must have the same number of columns."
+
+
+def _missing_column(file: Path, columns: Sequence[str], delimiter: str) -> str:
+    found = first_cells(file, delimiter)
+    missing = [name for name in columns if name not in found]
+    return f"{file} has no column {', '.join(map(repr, missing))}; it has {found}."
+
+
+def _unreadable(file: Path, delimiter: str, error: Exception) -> str:
+    conversion = re.search(r"column #(\d+): .*? to (\w+).*?invalid value '(.*)'", str(error))
+    if conversion is None:
+        return f"{file} cannot be read as CSV: {error}. Give a CSV file, plain or .gz."
+    index, dtype, value = int(conversion[1]), conversion[2], conversion[3]
+
+    def has_value(line: str) -> bool:
+        cells = line.split(delimiter)
+        return len(cells) > index and cells[index].strip('" ') == value
+
+    number, _ = _find(file, has_value) or (0, False)
+    return (
+        f"{file}, line {number:,}, column {index + 1}: {value!r} is not of type {dtype}, which "
+        "the column has. Repair the line, or, if the column holds ids of letters and digits, read "
+        "it as text (source table: --text COLUMN)."
+    )
