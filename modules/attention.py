@@ -39,7 +39,7 @@ def attend_chosen(
     """
     scores_SK = (keys @ queries[:, :, None]).squeeze(2)
     if log_weight is not None:
-        scores_SK = scores_SK + log_weight
+        scores_SK = scores_SK + log_weight.to(scores_SK.dtype)
     weights_SK = masked_softmax(scores_SK, valid)
     return (weights_SK[:, None] @ values).squeeze(1), weights_SK
 

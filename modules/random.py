@@ -29,14 +29,15 @@ def hash_coordinates(*coordinates: Tensor | int) -> Tensor:
     for coordinate in coordinates:
         if not isinstance(coordinate, Tensor):
             coordinate = torch.tensor(coordinate, dtype=torch.int64)
-        state = _mix(state.to(coordinate.device) + _GOLDEN + _mix(coordinate + _GOLDEN))
+        state = _mix(state + _GOLDEN + _mix(coordinate + _GOLDEN))
     return state
 
 
 def uniform(*coordinates: Tensor | int) -> Tensor:
     """float64 in the open interval (0, 1), one for each element of the broadcast coordinates."""
-    bits = _shift_right(hash_coordinates(*coordinates), 11)
-    return (bits.double() + 0.5) * 2.0**-53
+    # one bit less than a double holds, so that the half above the largest number is kept: never 1
+    bits = _shift_right(hash_coordinates(*coordinates), 12)
+    return (bits.double() + 0.5) * 2.0**-52
 
 
 def normal(*coordinates: Tensor | int) -> Tensor:

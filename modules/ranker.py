@@ -176,7 +176,9 @@ class LifelongRanker(nn.Module):
             attended = Selection(
                 torch.cat([chosen.rows, rest.rows], 1), torch.cat([chosen.valid, rest.valid], 1)
             )
-        events = {name: _take(ids, attended.rows.flatten()) for name, ids in batch.events.items()}
+        # padding is id 0: with an event's ids, an optimizer with momentum would move its row
+        rows, valid = attended.rows.flatten(), attended.valid.flatten()
+        events = {name: _take(ids, rows) * valid for name, ids in batch.events.items()}
         keys, queries, values, targets = self.tables(events, batch.candidates)
         keys = self.score.key(keys).unflatten(0, attended.rows.shape)
         queries = self.score.query(queries)

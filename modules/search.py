@@ -90,5 +90,4 @@ def sample_others(
     free_before = position - torch.arange(position.shape[1], device=length.device)
     others = nth + torch.searchsorted(free_before, nth, right=True)
     rows = (first_row[:, None] + others) * valid
-    log_weight = stands_for.clamp(min=1).log().to(torch.float32)[:, None]
-    return Selection(rows, valid), log_weight
+    return Selection(rows, valid), stands_for.clamp(min=1).log()[:, None]
