@@ -1,0 +1,131 @@
+"""The ranker agrees with the formulas: logits, losses, statistics and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from modules.ranker import LifelongRanker
+from tests.modules.cases import (
+    fields_for,
+    make_config,
+    make_ranker,
+    make_requests,
+    pack,
+    train_step,
+)
+from tests.modules.reference import Answer, Reference
+
+SEED = 5
+
+sharings = pytest.mark.parametrize("sharing", ["decoupled", "shared"])
+auxiliaries = pytest.mark.parametrize("auxiliary", ["full", "sampled", "none"])
+scores = pytest.mark.parametrize("score", ["dot", "cosine"])
+target_awareness = pytest.mark.parametrize("target_aware", [True, False])
+
+
+def reference_of(ranker: LifelongRanker) -> Reference:
+    fields = fields_for(ranker.config.sharing)
+    return Reference(ranker.config, fields, ranker.state_dict(), ranker.training)
+
+
+def assert_close(actual: Tensor, expected: Tensor, name: str, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(
+        actual.detach().double(),
+        expected.detach().double(),
+        rtol=tolerance,
+        atol=tolerance,
+        msg=lambda text: f"{name}: {text}",
+    )
+
+
+def assert_all_close(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-10
+) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(actual[name], value, name, tolerance)
+
+
+def assert_trains_as(ranker: LifelongRanker, tolerance: float) -> None:
+    """One training step of both."""
+    requests, reference = make_requests(), reference_of(ranker)
+    answer = reference.answer(requests, SEED)
+    (answer.main + answer.auxiliary + answer.l2).backward()
+    output, losses, gradients = train_step(ranker, requests, seed=SEED)
+    assert_close(output.logits, answer.logits, "logits", tolerance)
+    for name in ("main", "auxiliary", "l2"):
+        assert_close(getattr(losses, name), getattr(answer, name), name, tolerance)
+    if answer.auxiliary_logits is None:
+        assert output.auxiliary_logits is None
+    else:
+        assert_close(output.auxiliary_logits, answer.auxiliary_logits, "auxiliary", tolerance)
+    assert_chosen_close(output.recency, output.weights, answer, tolerance)
+    assert_all_close(gradients, reference.gradients(), tolerance)
+    assert_all_close(dict(ranker.named_buffers()), reference.statistics, tolerance)
+
+
+def assert_chosen_close(recency: Tensor, weights: Tensor, answer: Answer, tolerance: float) -> None:
+    """Chosen events and their weights, padded with zeros to K."""
+    for row, (ranks, expected) in enumerate(zip(answer.recency, answer.weights, strict=True)):
+        padding = [0] * (recency.shape[1] - len(ranks))
+        assert recency[row].tolist() == ranks + padding
+        expected_row = torch.tensor(expected + padding, dtype=torch.float64)
+        assert_close(weights[row], expected_row, f"weights of candidate {row}", tolerance)
+
+
+@sharings
+@auxiliaries
+@scores
+@target_awareness
+def test_a_training_step_is_that_of_the_formulas(
+    sharing: str, auxiliary: str, score: str, target_aware: bool
+) -> None:
+    config = make_config(
+        sharing=sharing, auxiliary=auxiliary, score=score, target_aware=target_aware
+    )
+    assert_trains_as(make_ranker(config), tolerance=1e-10)
+
+
+@sharings
+@auxiliaries
+@scores
+def test_a_training_step_in_float32_is_that_of_the_formulas(
+    sharing: str, auxiliary: str, score: str
+) -> None:
+    config = make_config(sharing=sharing, auxiliary=auxiliary, score=score)
+    assert_trains_as(make_ranker(config, torch.float32), tolerance=2e-4)
+
+
+@sharings
+@auxiliaries
+@scores
+@target_awareness
+def test_a_prediction_is_that_of_the_formulas(
+    sharing: str, auxiliary: str, score: str, target_aware: bool
+) -> None:
+    config = make_config(
+        sharing=sharing, auxiliary=auxiliary, score=score, target_aware=target_aware
+    )
+    ranker, requests = make_ranker(config).eval(), make_requests()
+    answer = reference_of(ranker).answer(requests)
+    before = {name: buffer.clone() for name, buffer in ranker.named_buffers()}
+    output = ranker(**pack(requests))
+    assert_close(output.logits, answer.logits, "logits")
+    assert output.auxiliary_logits is None
+    assert_chosen_close(output.recency, output.weights, answer, 1e-10)
+    assert_all_close(dict(ranker.named_buffers()), before)
+
+
+def test_a_batch_without_any_history_trains_as_the_formulas() -> None:
+    for auxiliary in ("full", "sampled", "none"):
+        ranker, requests = make_ranker(make_config(auxiliary=auxiliary)), make_requests((0, 0, 0))
+        reference = reference_of(ranker)
+        answer = reference.answer(requests, SEED)
+        (answer.main + answer.auxiliary + answer.l2).backward()
+        _, losses, gradients = train_step(ranker, requests, seed=SEED)
+        assert_close(losses.main, answer.main, "main")
+        assert_all_close(gradients, reference.gradients())
