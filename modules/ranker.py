@@ -6,7 +6,7 @@ Shapes: R requests, S candidates, N events of all histories together, K chosen e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +56,14 @@ class RankerConfig:
         for name in ("top_k", "auxiliary_others"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if min((*self.hidden, *self.auxiliary_hidden), default=1) < 1:
-            raise ValueError(f"Hidden widths must be positive, got {self.hidden}.")
+        for name in ("hidden", "auxiliary_hidden"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ValueError(f"{name} widths must be positive, got {getattr(self, name)}.")
+        for name, kind in (("sharing", Sharing), ("score", ScoreKind), ("auxiliary", Auxiliary)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name} is one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}."
+                )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
 

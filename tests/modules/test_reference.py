@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modules.ranker import LifelongRanker
 from tests.modules.cases import (
+    LENGTHS,
     fields_for,
     make_config,
     make_ranker,
@@ -50,9 +51,11 @@ def assert_all_close(
         assert_close(actual[name], value, name, tolerance)
 
 
-def assert_trains_as(ranker: LifelongRanker, tolerance: float) -> None:
+def assert_trains_as(
+    ranker: LifelongRanker, tolerance: float, lengths: tuple[int, ...] = LENGTHS
+) -> None:
     """One training step of both."""
-    requests, reference = make_requests(), reference_of(ranker)
+    requests, reference = make_requests(lengths), reference_of(ranker)
     answer = reference.answer(requests, SEED)
     (answer.main + answer.auxiliary + answer.l2).backward()
     output, losses, gradients = train_step(ranker, requests, seed=SEED)
@@ -120,12 +123,15 @@ def test_a_prediction_is_that_of_the_formulas(
     assert_all_close(dict(ranker.named_buffers()), before)
 
 
-def test_a_batch_without_any_history_trains_as_the_formulas() -> None:
-    for auxiliary in ("full", "sampled", "none"):
-        ranker, requests = make_ranker(make_config(auxiliary=auxiliary)), make_requests((0, 0, 0))
-        reference = reference_of(ranker)
-        answer = reference.answer(requests, SEED)
-        (answer.main + answer.auxiliary + answer.l2).backward()
-        _, losses, gradients = train_step(ranker, requests, seed=SEED)
-        assert_close(losses.main, answer.main, "main")
-        assert_all_close(gradients, reference.gradients())
+@auxiliaries
+def test_a_batch_without_any_history_trains_as_the_formulas(auxiliary: str) -> None:
+    assert_trains_as(make_ranker(make_config(auxiliary=auxiliary)), 1e-10, lengths=(0, 0, 0))
+
+
+@auxiliaries
+@pytest.mark.parametrize("hidden", [(), (7,), (6, 5, 4)])
+def test_a_head_of_any_depth_trains_as_the_formulas(
+    auxiliary: str, hidden: tuple[int, ...]
+) -> None:
+    config = make_config(auxiliary=auxiliary, hidden=hidden, auxiliary_hidden=hidden)
+    assert_trains_as(make_ranker(config), 1e-10, lengths=(3, 12, 0))
