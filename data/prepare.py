@@ -32,7 +32,7 @@ from data.source import SPLITS, Partition, Requests, Source, Split
 from data.store import Field, StoredPartition, StoreInfo, write_arrow, write_requests
 from data.vocabulary import encode
 
-EVENTS_PER_PARTITION = 5_000_000
+EVENTS_PER_PARTITION = 2_000_000
 NUM_BUCKETS = 128
 """Of the first pass, which does not know yet how many partitions the log needs."""
 
@@ -51,7 +51,7 @@ def prepare(
     Args:
         seed: of all random draws. The same log, options and seed give the same bytes; a user's
             requests do not depend on the number of partitions.
-        partitions: by default one for every 5 million events. Partitions without users are
+        partitions: by default one for every 2 million events. Partitions without users are
             left out.
         overwrite: replaces a store at ``out`` once the new one is complete.
         progress: shows a progress bar; by default where stderr is a terminal.
@@ -92,7 +92,6 @@ def summary_rows(info: StoreInfo) -> list[tuple[str, str]]:
         ("users", f"{info.users:,} of {info.log_users:,} in the log"),
         ("items", f"{info.items:,}"),
         ("categories", f"{info.categories:,}"),
-        ("duplicate events (kept)", f"{info.duplicates:,}"),
         ("events per user", "  ".join(f"{name} {value:,}" for name, value in history.items())),
     ]
     rows += [
@@ -103,6 +102,8 @@ def summary_rows(info: StoreInfo) -> list[tuple[str, str]]:
         )
         for split in SPLITS
     ]
+    if info.duplicates is not None:
+        rows.append(("duplicate events (kept)", f"{info.duplicates:,}"))
     if info.best_auc is not None:
         rows.append(("best reachable test AUC", f"{info.best_auc:.4f}"))
     return [
@@ -189,20 +190,20 @@ class _Builder:
         )
         if "category" not in frame.columns:
             frame = frame.with_columns(category=pl.lit(1, pl.Int32))
-        by = ["user", "time"] if self.source.order == "time" else ["user"]
-        return frame.sort(by, maintain_order=True)
+        return frame.sort("user", "time", maintain_order=True)
 
     def _build_partition(self, frame: pl.DataFrame) -> None:
         path = self.folder / f"part-{len(self.partitions):05d}"
         path.mkdir()
-        user, first_row, count = np.unique(
-            frame["user"].to_numpy(), return_index=True, return_counts=True
-        )
+        row_user = frame["user"].to_numpy()
+        first_row = np.flatnonzero(np.diff(row_user, prepend=-1))
+        user, count = row_user[first_row], np.diff(first_row, append=frame.height)
         stored = ["item", "category", *self.source.side, "action", "time"]
         stored = [name for name in stored if name in frame.columns]
-        hashes = frame.select("user", *stored).hash_rows()
-        self.duplicates += frame.height - hashes.n_unique()
-        if self.source.order == "file":
+        if self.source.order == "time":
+            hashes = frame.select("user", *stored).hash_rows()
+            self.duplicates += frame.height - hashes.n_unique()
+        else:
             position = np.arange(frame.height) - np.repeat(first_row, count)
             frame = frame.with_columns(time=pl.Series(position, dtype=pl.Int64))
         events = {name: frame[name].to_numpy() for name in frame.columns if name != "user"}
@@ -279,7 +280,7 @@ class _Builder:
             categories=num_embeddings["category"] - 1,
             log_users=log.users.height,
             log_events=log.events,
-            duplicates=self.duplicates,
+            duplicates=self.duplicates if source.order == "time" else None,
             history={"p50": p50, "p90": p90, "p99": p99, "max": int(counts.max())},
             requests=requests,
             candidates=self.candidates,

@@ -50,7 +50,7 @@ def draw_negatives(
             "No event counts for popularity, so negatives cannot be drawn; "
             "move the split times so that the training split has events."
         )
-    excluded = np.unique(excluded_group * len(popularity) + excluded_item)
+    excluded = np.sort(excluded_group * len(popularity) + excluded_item)
     drawn = np.empty(len(user), np.int32)
     open_slots = np.arange(len(user))
     for attempt in range(MAX_ATTEMPTS):

@@ -103,8 +103,9 @@ class Source(Protocol):
 
     @property
     def order(self) -> Order:
-        """``"time"``: a user's events are sorted by time. ``"file"``: they keep the file's order,
-        and time becomes the position, 0 for a user's first event.
+        """A user's events are sorted by time, events of one time as they stand in the file.
+        ``"time"``: those of one time do not see each other. ``"file"``: they do; the position
+        (0 for a user's first event) takes the place of the time.
         """
 
     def event_frames(self) -> Iterator[pl.DataFrame]:

@@ -68,8 +68,9 @@ class StoreInfo:
     log_users: int
     """Users of the log, those with too few events for a row included."""
     log_events: int
-    duplicates: int
-    """Events of the store that repeat another one in every column. They are kept."""
+    duplicates: int | None
+    """Events that repeat another one in every column of the store (they are kept); None where
+    the order is the file's, since no two positions are the same."""
     history: dict[str, int]
     """Events per user: p50, p90, p99, max."""
     requests: dict[Split, int]

@@ -24,6 +24,7 @@ def read_delimited(
     columns: Sequence[str],
     *,
     names: Sequence[str] | None = None,
+    skip_lines: int = 0,
     types: dict[str, pa.DataType] | None = None,
     delimiter: str = ",",
     truncated_line: TruncatedLine = "error",
@@ -33,6 +34,7 @@ def read_delimited(
     Args:
         columns: which to read.
         names: of all columns, where the file has no header line.
+        skip_lines: at the start of the file, for names other than its header's.
         types: of columns; others are guessed from the first block of 16 MiB.
         truncated_line: ``"skip"`` leaves out a *last* line that is cut.
 
@@ -50,7 +52,9 @@ def read_delimited(
         with pa.input_stream(str(file), compression="detect") as stream:
             reader = pa.csv.open_csv(
                 stream,
-                read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=names),
+                read_options=pa.csv.ReadOptions(
+                    block_size=BLOCK_BYTES, column_names=names, skip_rows=skip_lines
+                ),
                 parse_options=pa.csv.ParseOptions(
                     delimiter=delimiter, invalid_row_handler=on_bad_line
                 ),

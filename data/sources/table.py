@@ -6,7 +6,6 @@ of the history. Without one the next events are predicted, against negatives dra
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -193,7 +192,7 @@ class TableSource:
         if self.path.is_dir():
             files = [file for file in self.path.iterdir() if file.name.endswith(SUFFIXES)]
         else:
-            files = [Path(name) for name in glob.glob(str(self.path))] or [self.path]
+            files = list(self.path.parent.glob(self.path.name)) or [self.path]
         if not files:
             raise InputError(f"{self.path} holds no file that ends in {', '.join(SUFFIXES)}.")
         return sorted(files)
@@ -237,8 +236,9 @@ class TableSource:
             if wrong.any():
                 at = wrong.arg_max()
                 raise InputError(
-                    f"Column {self.time}, row {row + at + 1:,}: time {time[at]} is no whole number. "
-                    "Write times as integers (of a finer unit, if there are fractions) or dates."
+                    f"Column {self.time}, row {row + at + 1:,}: time {time[at]} is no whole "
+                    "number. Write times as integers (of a finer unit, if there are fractions) "
+                    "or dates."
                 )
         elif not (time.dtype.is_integer() or time.dtype == pl.Null):
             raise InputError(
