@@ -1,0 +1,229 @@
+"""Second pass over a log: one partition after the other, then what the whole store shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from data.errors import InputError
+from data.scatter import ScatteredLog
+from data.source import SPLITS, Partition, Requests, Source, Split
+from data.store import Field, StoredPartition, StoreInfo, write_arrow, write_requests
+from data.vocabulary import encode
+
+
+class StoreBuilder:
+    """Writes the files of a store from a scattered log. Memory holds one partition."""
+
+    def __init__(self, source: Source, log: ScatteredLog, folder: Path, seed: int) -> None:
+        self.source, self.log, self.folder, self.seed = source, log, folder, seed
+        self.kept = (
+            log.users.filter(pl.col("count") >= source.min_events)
+            .with_row_index("user")
+            .select(pl.col("user").cast(pl.Int64), "original", "count")
+        )
+        """Users with rows in the store: dense id, id in the log, number of events."""
+        self.popularity = np.concatenate([[0], log.items["popularity"].to_numpy()])
+        self.partitions: list[StoredPartition] = []
+        self.duplicates = 0
+        self.candidates = dict.fromkeys(SPLITS, 0)
+        self.positives = dict.fromkeys(SPLITS, 0)
+
+    def add_partition(self, buckets: Sequence[Path]) -> None:
+        """Writes one partition from its users' buckets; none if they hold no kept user."""
+        frames = [pl.read_ipc_stream(path) for path in buckets]
+        frame = self._encode(pl.concat(frames)) if frames else None
+        if frame is not None and frame.height:
+            self._write_partition(frame)
+
+    def _encode(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The kept users' events, in dense ids, sorted by (user, time), ties in file order."""
+        users = self.kept.select("original", user_id="user")
+        frame = frame.join(
+            users, left_on="user", right_on="original", how="inner", maintain_order="left"
+        )
+        frame = frame.with_columns(
+            pl.col("user_id").alias("user"),
+            encode(frame["item"], self.log.items),
+            *(encode(frame[name], words) for name, words in self.log.vocabularies.items()),
+        ).drop("user_id")
+        if "category" not in frame.columns:
+            frame = frame.with_columns(category=pl.lit(1, pl.Int32))
+        return frame.sort("user", "time", maintain_order=True)
+
+    def _write_partition(self, frame: pl.DataFrame) -> None:
+        path = self.folder / f"part-{len(self.partitions):05d}"
+        path.mkdir()
+        row_user = frame["user"].to_numpy()
+        first_row = np.flatnonzero(np.diff(row_user, prepend=-1))
+        user, count = row_user[first_row], np.diff(first_row, append=frame.height)
+        stored = ["item", "category", *self.source.side, "action", "time"]
+        stored = [name for name in stored if name in frame.columns]
+        if self.source.order == "time":
+            hashes = frame.select("user", *stored).hash_rows()
+            self.duplicates += frame.height - hashes.n_unique()
+        else:
+            position = np.arange(frame.height) - np.repeat(first_row, count)
+            frame = frame.with_columns(time=pl.Series(position, dtype=pl.Int64))
+        events = {name: frame[name].to_numpy() for name in frame.columns if name != "user"}
+        original = self.kept["original"].gather(user)
+        partition = Partition(events, user, first_row, count, original)
+
+        write_arrow(path / "events.arrow", {name: events[name] for name in stored})
+        write_arrow(
+            path / "users.arrow",
+            {
+                "user": user,
+                "original": original.to_arrow(),
+                "first_row": first_row,
+                "count": count,
+            },
+        )
+        requests = self._write_requests(path, partition)
+        self.partitions.append(
+            StoredPartition(path=path.name, users=len(user), events=frame.height, requests=requests)
+        )
+
+    def _write_requests(self, path: Path, partition: Partition) -> dict[Split, int]:
+        """Forms, checks and writes the requests; returns their number by split."""
+        formed = self.source.requests(partition, self.popularity, self.seed)
+        for split in SPLITS:
+            requests = formed.get(split) or empty_requests(self.source.context)
+            _check_requests(requests, partition, len(self.popularity))
+            write_requests(path / f"{split}.arrow", requests)
+            self.candidates[split] += len(requests.candidates)
+            self.positives[split] += int(requests.labels.sum(dtype=np.int64))
+        return {split: len(formed[split]) if split in formed else 0 for split in SPLITS}
+
+    def finish(self) -> StoreInfo:
+        """Writes items and vocabularies; returns what store.json is to say."""
+        self._write_items()
+        return self._describe()
+
+    def _write_items(self) -> None:
+        items = self.log.items
+        columns: dict[str, Any] = {"original": _with_unknown(items["original"], None)}
+        for name in ("category", *self.source.side):
+            if name in items.columns:
+                ids = encode(items[name], self.log.vocabularies[name])
+            else:
+                ids = pl.Series(np.ones(items.height, np.int32))
+            columns[name] = _with_unknown(ids, 0)
+        columns["frequency"] = _with_unknown(items["frequency"], 0)
+        write_arrow(self.folder / "items.arrow", columns)
+        (self.folder / "vocabulary").mkdir()
+        for name, words in self.log.vocabularies.items():
+            original = _with_unknown(words["original"], None)
+            write_arrow(self.folder / "vocabulary" / f"{name}.arrow", {"original": original})
+
+    def _describe(self) -> StoreInfo:
+        log, source = self.log, self.source
+        words = {"item": log.items, **log.vocabularies}
+        names = ["item", "category", *source.side, "action"]
+        num_embeddings = {name: words[name].height + 1 for name in names if name in words}
+        num_embeddings.setdefault("category", 2)
+        counts = self.kept["count"].to_numpy()
+        p50, p90, p99 = np.quantile(counts, [0.5, 0.9, 0.99], method="nearest").tolist()
+        requests = {split: sum(p.requests[split] for p in self.partitions) for split in SPLITS}
+        size, fingerprint = _digest(self.folder)
+        return StoreInfo(
+            source=source.name,
+            options=_options(source),
+            seed=self.seed,
+            order=source.order,
+            fields=tuple(
+                Field(name=name, num_embeddings=num_embeddings[name])
+                for name in names
+                if name in num_embeddings
+            ),
+            context=tuple(Field(name=n, num_embeddings=rows) for n, rows in source.context.items()),
+            users=self.kept.height,
+            events=int(counts.sum()),
+            items=log.items.height,
+            categories=num_embeddings["category"] - 1,
+            log_users=log.users.height,
+            log_events=log.events,
+            duplicates=self.duplicates if source.order == "time" else None,
+            history={"p50": p50, "p90": p90, "p99": p99, "max": int(counts.max())},
+            requests=requests,
+            candidates=self.candidates,
+            positives=self.positives,
+            partitions=tuple(self.partitions),
+            bytes=size,
+            best_auc=source.best_auc(),
+            fingerprint=fingerprint,
+            versions={n: importlib.metadata.version(n) for n in ("polars", "pyarrow", "numpy")},
+        )
+
+
+def empty_requests(context: dict[str, int]) -> Requests:
+    """No requests."""
+    none = np.empty(0, np.int64)
+    return Requests(
+        user=none,
+        end=none,
+        time=none,
+        offsets=np.zeros(1, np.int64),
+        candidates=np.empty(0, np.int32),
+        labels=np.empty(0, np.int8),
+        context={name: np.empty(0, np.int32) for name in context},
+    )
+
+
+def _check_requests(requests: Requests, partition: Partition, num_items: int) -> None:
+    """Asserts what a source owes, and raises InputError where a history leaks."""
+    index = np.searchsorted(partition.user, requests.user)
+    first_row = partition.first_row[index]
+    end = requests.end
+    assert np.array_equal(partition.user[index], requests.user), "request of an unknown user"
+    assert np.all((first_row <= end) & (end <= first_row + partition.count[index]))
+    assert len(requests.offsets) == len(requests) + 1
+    assert requests.offsets[0] == 0
+    assert requests.offsets[-1] == len(requests.candidates) == len(requests.labels)
+    assert np.all(np.diff(requests.offsets) > 0), "request without candidates"
+    assert np.all((requests.candidates > 0) & (requests.candidates < num_items))
+    assert np.all((requests.labels == 0) | (requests.labels == 1))
+
+    nonempty = np.flatnonzero(end > first_row)
+    last_time = partition.events["time"][end[nonempty] - 1]
+    leaks = nonempty[last_time >= requests.time[nonempty]]
+    if len(leaks):
+        leak = leaks[0]
+        row = end[leak] - first_row[leak]
+        raise InputError(
+            f"Leak: a request of user {partition.original[int(index[leak])]} at time "
+            f"{requests.time[leak]} has a history that ends with their event {row:,} of time "
+            f"{partition.events['time'][end[leak] - 1]}. Every event of a history must be earlier "
+            "than the request."
+        )
+
+
+def _with_unknown(values: pl.Series, unknown: int | None) -> Any:
+    """Arrow array with a row for id 0 in front."""
+    return pl.concat([pl.Series([unknown], dtype=values.dtype), values]).rechunk().to_arrow()
+
+
+def _digest(folder: Path) -> tuple[int, str]:
+    """Bytes of all Arrow files, and the SHA-256 over their names and content."""
+    total, digest = 0, hashlib.sha256()
+    for file in sorted(folder.rglob("*.arrow")):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+        total += file.stat().st_size
+    return total, digest.hexdigest()
+
+
+def _options(source: Source) -> dict[str, Any]:
+    """The source's configuration in types that JSON has."""
+    if not dataclasses.is_dataclass(source):
+        return {}
+    return json.loads(json.dumps(dataclasses.asdict(source), default=str))
