@@ -100,14 +100,14 @@ class Collator:
             partition.fill(slices, where, rows, self.history_length)
         lengths = slices.end - slices.begin
         counts = slices.last_candidate - slices.first_candidate
-        candidates, labels = _gather_candidates(groups, slices, counts)
+        items, labels = _gather_candidates(groups, slices, counts)
         return RankingBatch(
             context=self._context(groups, slices),
             history=self._history(groups, slices, lengths),
-            candidates=self._candidate_fields(candidates),
+            candidates=self._candidate_fields(items),
             request_of=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
             labels=torch.from_numpy(labels),
-            request_ids=torch.from_numpy(request_ids),
+            request_ids=torch.from_numpy(request_ids.copy()),  # not a view of a whole epoch
             history_lengths=torch.from_numpy(lengths),
             candidate_counts=torch.from_numpy(counts),
             global_candidates=global_candidates,

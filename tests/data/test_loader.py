@@ -216,6 +216,13 @@ def test_the_thread_ends_with_the_epoch(store) -> None:
     assert loader_threads() == []
 
 
+def test_the_thread_ends_when_the_consumer_raises(store) -> None:
+    with pytest.raises(ZeroDivisionError):
+        for _ in load(store, requests_per_batch=1, prefetch=1):
+            1 / 0  # noqa: B018
+    assert loader_threads() == []
+
+
 def test_an_exception_in_the_thread_reaches_the_consumer_in_its_turn() -> None:
     def values():
         yield 1
