@@ -101,9 +101,10 @@ class _Buckets(ExitStack):
         bounds = np.searchsorted(frame["bucket"].to_numpy(), np.arange(len(self.paths) + 1))
         table = frame.drop("bucket").to_arrow()
         if not self._writers:
+            # a writer does not close its file if its last write fails: the stack does
+            files = [self.enter_context(pa.OSFile(str(path), "wb")) for path in self.paths]
             self._writers = [
-                self.enter_context(pa.ipc.new_stream(str(path), table.schema))
-                for path in self.paths
+                self.enter_context(pa.ipc.new_stream(file, table.schema)) for file in files
             ]
         for writer, begin, end in zip(self._writers, bounds[:-1], bounds[1:], strict=True):
             if end > begin:

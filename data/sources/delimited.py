@@ -42,6 +42,8 @@ def read_delimited(
         InputError: the file is missing, damaged, has lines of the wrong length or values of the
             wrong type.
     """
+    if not file.is_file():
+        raise InputError(f"{file} is no file. Give the path of a CSV file, plain or .gz.")
     bad_lines: list[pa.csv.InvalidRow] = []
 
     def on_bad_line(row: pa.csv.InvalidRow) -> str:

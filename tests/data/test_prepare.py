@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -180,4 +179,4 @@ def test_a_store_is_replaced_only_by_a_complete_one(tmp_path: Path) -> None:
     assert EventStore.open(out).info == first
     prepare(log(user=[1], item=[1], time=[1]), out, overwrite=True)
     assert EventStore.open(out).info.events == 1
-    assert os.listdir(tmp_path) == ["store"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -10,7 +10,8 @@ import pytest
 
 from data.errors import InputError
 from data.prepare import prepare
-from data.store import EventStore, read_arrow
+from data.source import Requests
+from data.store import EventStore, read_arrow, write_requests
 from tests.data.memory_source import log
 
 
@@ -58,9 +59,9 @@ def test_processes_can_share_a_store(path: Path) -> None:
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist.*twofold prepare"):
+    with pytest.raises(InputError, match=r"does not exist.*twofold prepare"):
         EventStore.open(tmp_path / "nothing")
-    with pytest.raises(InputError, match="has no store.json"):
+    with pytest.raises(InputError, match=r"has no store\.json"):
         EventStore.open(tmp_path)
 
 
@@ -84,7 +85,7 @@ def test_files_of_another_store_are_refused(path: Path, tmp_path: Path) -> None:
     prepare(log(user=[1], item=[7], time=[1]), tmp_path / "other")
     other = tmp_path / "other" / "part-00000" / "events.arrow"
     (path / "part-00000" / "events.arrow").write_bytes(other.read_bytes())
-    with pytest.raises(InputError, match="has 1 rows, but store.json says 3"):
+    with pytest.raises(InputError, match=r"has 1 rows, but store\.json says 3"):
         EventStore.open(path)
 
 
@@ -96,9 +97,6 @@ def test_a_cut_file_is_refused(path: Path) -> None:
 
 
 def test_a_request_list_is_read_back_as_written(tmp_path: Path) -> None:
-    from data.source import Requests
-    from data.store import write_requests
-
     requests = Requests(
         user=np.array([0, 1]),
         end=np.array([1, 2]),

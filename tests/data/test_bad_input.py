@@ -1,0 +1,254 @@
+"""Each wrong input ends with one message that says what was given and what helps, and leaves
+nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import data.build
+import data.sources.delimited
+from data.errors import InputError
+from data.prepare import prepare
+from data.sources.table import TableSource
+from data.sources.taobao import TaobaoSource
+from tests.data.memory_source import MemorySource, log
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    """Where a store would be; checks that nothing is there in the end."""
+    folder = tmp_path / "stores"
+    folder.mkdir()
+    yield folder / "store"
+    assert list(folder.iterdir()) == []
+
+
+def csv(tmp_path: Path, text: str, **options: object) -> TableSource:
+    file = tmp_path / "log.csv"
+    file.write_text(text)
+    return TableSource(path=file, **options)
+
+
+def refused(source: object, out: Path, *parts: str) -> None:
+    """The message has all parts, in this order."""
+    with pytest.raises(InputError) as error:
+        prepare(source, out)
+    position = 0
+    for part in parts:
+        assert part in str(error.value)[position:], f"{part!r} not in: {error.value}"
+        position += str(error.value)[position:].index(part) + len(part)
+
+
+def test_missing_file(tmp_path: Path, out: Path) -> None:
+    refused(TableSource(path=tmp_path / "no.csv"), out, "no.csv does not exist")
+    refused(TaobaoSource(path=tmp_path / "no.csv"), out, "no.csv", "Give the path of a CSV file")
+
+
+def test_folder_without_logs(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(TableSource(path=tmp_path / "empty"), out, "holds no file", ".parquet")
+
+
+def test_missing_column(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,product,time\n1,2,3\n")
+    refused(source, out, "no column 'item'", "['user', 'product', 'time']")
+    pl.DataFrame({"user": [1], "time": [1]}).write_parquet(tmp_path / "log.parquet")
+    source = TableSource(path=tmp_path / "log.parquet")
+    refused(source, out, "no column 'item'", "['user', 'time']")
+
+
+@pytest.mark.parametrize("text", ["", "user,item,time\n"])
+def test_empty_log(tmp_path: Path, out: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"no rows|empty|Empty"):
+        prepare(csv(tmp_path, text), out)
+
+
+def test_log_without_long_histories(out: Path) -> None:
+    source = MemorySource(frames=[pl.DataFrame({"user": [1], "item": [1], "time": [1]})])
+    object.__setattr__(source, "min_events", 5)
+    refused(source, out, "No user of the log has 5 events", "longest history has 1")
+
+
+def test_last_line_cut(tmp_path: Path, out: Path) -> None:
+    text = "user,item,time\n1,2,3\n1,3,4\n1,4"
+    source = csv(tmp_path, text)
+    refused(source, out, "log.csv, line 4", "2 columns where 3 are expected", "--truncated-line")
+    info = prepare(csv(tmp_path, text, truncated_line="skip"), tmp_path / "kept")
+    assert info.log_events == 2
+
+
+def test_line_in_the_middle_cut(tmp_path: Path, out: Path) -> None:
+    text = "user,item,time\n1,2,3\n1,3\n1,4,5\n"
+    for truncated_line in ("error", "skip"):
+        source = csv(tmp_path, text, truncated_line=truncated_line)
+        refused(source, out, "log.csv, line 3", "Repair the file")
+
+
+def test_gzip_cut(tmp_path: Path, out: Path) -> None:
+    rng = random.Random(0)
+    lines = "".join(f"1,{rng.random()},{i}\n" for i in range(1000))
+    whole = gzip.compress(f"user,item,time\n{lines}".encode())
+    (tmp_path / "log.csv.gz").write_bytes(whole[: len(whole) // 2])
+    refused(TableSource(path=tmp_path / "log.csv.gz", text=("item",)), out, "log.csv.gz")
+
+
+def test_parquet_cut(tmp_path: Path, out: Path) -> None:
+    file = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [1], "item": [1], "time": [1]}).write_parquet(file)
+    file.write_bytes(file.read_bytes()[:-20])
+    refused(TableSource(path=file), out, "no complete Parquet file")
+
+
+def test_ids_that_are_neither_integers_nor_text(tmp_path: Path, out: Path) -> None:
+    refused(csv(tmp_path, "user,item,time\n1.5,2,3\n"), out, "Column user holds Float64", "text")
+
+
+def test_id_of_another_type_than_those_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    monkeypatch.setattr(data.sources.delimited, "BLOCK_BYTES", 100)  # types are guessed from it
+    rows = "1,2,3\n" * 50
+    source = csv(tmp_path, f"user,item,time\n{rows}B7,2,3\n")
+    refused(source, out, "line 52, column 1", "'B7'", "--text")
+
+
+def test_files_of_different_types(tmp_path: Path, out: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    pl.DataFrame({"user": [1], "item": [1], "time": [1]}).write_parquet(parts / "a.parquet")
+    pl.DataFrame({"user": ["x"], "item": [1], "time": [2]}).write_parquet(parts / "b.parquet")
+    refused(TableSource(path=parts), out, "columns change", "event 2", "same columns and types")
+
+
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_negative_id(tmp_path: Path, out: Path, column: str) -> None:
+    row = {"user": 1, "item": 2} | {column: -4}
+    source = csv(tmp_path, f"user,item,time\n1,1,1\n{row['user']},{row['item']},3\n")
+    refused(source, out, f"Column {column} has id -4 in event 2", "Write them as text")
+
+
+def test_huge_id(tmp_path: Path, out: Path) -> None:
+    huge = 2**63
+    refused(csv(tmp_path, f"user,item,time\n{huge},2,3\n"), out, "Column user", "as text")
+    frame = pl.DataFrame({"user": [1], "item": pl.Series([huge], dtype=pl.UInt64), "time": [1]})
+    refused(MemorySource(frames=[frame]), out, f"Column item has id {huge} in event 1", "2**63 - 1")
+
+
+def test_missing_id(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time\nu,a,1\n,b,2\n")
+    refused(source, out, "Column user is empty in event 2")
+
+
+@pytest.mark.parametrize("time", ["NaN", "inf", "1.5"])
+def test_time_that_is_no_whole_number(tmp_path: Path, out: Path, time: str) -> None:
+    source = csv(tmp_path, f"user,item,time\n1,2,3.0\n1,2,{time}\n")
+    refused(source, out, "Column time, row 2", time.lower(), "Write times as integers")
+
+
+def test_time_that_is_text(tmp_path: Path, out: Path) -> None:
+    refused(csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "Column time", "ISO dates")
+
+
+def test_missing_time(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time\n1,2,3\n1,2,\n")
+    refused(source, out, "Column time is empty in event 2")
+
+
+@pytest.mark.parametrize("label", ["2", "-1", "0.5", "nan", "yes", ""])
+def test_label_that_is_neither_0_nor_1(tmp_path: Path, out: Path, label: str) -> None:
+    source = csv(tmp_path, f"user,item,time,label\n1,2,3,{label}\n1,3,4,{label}\n", label="label")
+    refused(source, out, "Column label, row 1", "not 0 or 1")
+
+
+def test_unsorted_log(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time\nu,a,5\nv,a,9\nu,b,3\n")
+    refused(source, out, "row 3 of user u is earlier than their row 1", "--sort")
+
+
+def test_a_user_who_has_every_item(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time\nu,a,1\nu,a,2\n", val_start=9, test_start=9)
+    refused(source, out, "No negative found", "user number 0", "more items")
+
+
+def test_no_training_events_to_draw_from(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time\nu,a,1\nu,b,2\n", val_start=0, test_start=9)
+    refused(source, out, "negatives cannot be drawn", "move the split times")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negatives": 0}, "negatives must be at least 1, got 0"),
+        ({"val_fraction": 0.6, "test_fraction": 0.4}, "leave something to training"),
+        ({"val_start": 3}, "Give both"),
+        ({"val_start": 3, "test_start": 2}, "got 3, 2"),
+        ({"side": ("time",)}, "time"),
+    ],
+)
+def test_options_are_checked_at_once(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TableSource(path=tmp_path, **options)
+
+
+@pytest.mark.parametrize("partitions", [0, -1, 10_000])
+def test_number_of_partitions(out: Path, partitions: int) -> None:
+    with pytest.raises(InputError, match=f"from 1 to 512, got {partitions}"):
+        prepare(log(user=[1], item=[1], time=[1]), out, partitions=partitions)
+
+
+def test_out_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is no event store"):
+        prepare(log(user=[1], item=[1], time=[1]), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_full_disk(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(data.build, "write_arrow", full)
+    refused(log(user=[1], item=[1], time=[1]), out, str(out.parent), "is full", "--out")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mount") is None, reason="only root can mount a small disk"
+)
+def test_full_disk_for_real(tmp_path: Path) -> None:
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True
+    )
+    if mount.returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        numbers = list(range(200_000))
+        refused(log(user=numbers, item=numbers, time=numbers), tmp_path / "store", "is full")
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("moment", ["read", "build"])
+def test_ctrl_c_leaves_nothing(moment: str, out: Path) -> None:
+    class Interrupted(MemorySource):
+        def event_frames(self) -> Iterator[pl.DataFrame]:
+            yield from self.frames
+            if moment == "read":
+                raise KeyboardInterrupt
+
+        def requests(self, *_: object) -> dict:
+            raise KeyboardInterrupt
+
+    frame = pl.DataFrame({"user": [1], "item": [1], "time": [1]})
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Interrupted(frames=[frame]), out)
