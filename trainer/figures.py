@@ -134,8 +134,7 @@ def curves(
         labels = [label_format.format(run.y[-1]) for run in drawn]
         if len(drawn) > 1:
             labels = [
-                f"{_shorten(run.name, 10)} {label}"
-                for run, label in zip(drawn, labels, strict=True)
+                f"{_shorten(run.name, 9)} {label}" for run, label in zip(drawn, labels, strict=True)
             ]
         _label_ends(axes, drawn, labels)
         return _svg(figure, describe)
@@ -143,6 +142,7 @@ def curves(
 
 def recency(learned: Sequence[Series], uniform: Sequence[Series], describe: str) -> Markup:
     """Attention weight by recency rank, against equal weights; log scales."""
+    learned, uniform = ([_log_binned(run) for run in runs] for runs in (learned, uniform))
     with _figure() as (figure, axes):
         for run in uniform:
             axes.plot(run.x, run.y, color=_MUTED, linestyle=(0, (3, 3)), linewidth=1.25)
@@ -203,7 +203,7 @@ def calibration(series: Sequence[Series], describe: str) -> Markup:
 
 @contextmanager
 def _figure(
-    height: int = HEIGHT, *, left: int = 48, right: int = 92, bottom: int = 42, top: int = 10
+    height: int = HEIGHT, *, left: int = 48, right: int = 104, bottom: int = 42, top: int = 10
 ) -> Iterator[tuple[Figure, Axes]]:
     """A panel with margins in pixels; the right one is for labels."""
     with matplotlib.rc_context():
@@ -297,6 +297,14 @@ def _thinned(run: Series, limit: int) -> Series:
     counts = np.diff(np.append(edges, len(run.x)))
     x, y = (np.add.reduceat(values, edges) / counts for values in (run.x, run.y))
     return run._replace(x=x, y=y, band=None)
+
+
+def _log_binned(run: Series, bins_per_decade: int = 16) -> Series:
+    """Means over bins of equal width on a log axis: far ranks are many and each is noisy."""
+    bins = np.floor(np.log10(run.x) * bins_per_decade).astype(int)
+    _, index, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    x, y = (np.bincount(index, weights=values) / counts for values in (run.x, run.y))
+    return run._replace(x=x, y=y)
 
 
 def _number_ticks(axis: Axis) -> None:

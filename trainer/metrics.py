@@ -176,6 +176,14 @@ def calibration_curve(
     return CalibrationCurve(bin_means(probability), bin_means(label), count)
 
 
+def binomial_interval(share: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """(2, bins) Wilson's 95 % interval of shares of ``count`` candidates: never leaves [0, 1]."""
+    z = 1.96
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return np.stack([center - half, center + half])
+
+
 def log_loss(probability: np.ndarray, label: np.ndarray, clip: float = CLIP) -> float:
     """Mean of -ln(probability of what happened), in float64, probabilities kept off 0 and 1."""
     happened = np.where(np.asarray(label) > 0, probability, 1 - np.asarray(probability, np.float64))

@@ -57,16 +57,10 @@ def write_report(
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads run folders. A run is called by its model, or by its folder where models repeat."""
-    summaries = [_read(folder / "summary.json") for folder in folders]
-    names = [
-        str(summary.get("model") or folder.name)
-        for summary, folder in zip(summaries, folders, strict=True)
-    ]
-    if len(set(names)) < len(names):
-        names = [folder.name for folder in folders]
+    """Reads run folders. One run is called by its model, several are called by their folders."""
     runs = []
-    for index, folder in enumerate(folders):
+    for index, (folder, name) in enumerate(zip(folders, _folder_names(folders), strict=True)):
+        summary = _read(folder / "summary.json")
         config = _read(folder / "config.json")
         if not config:
             raise InputError(
@@ -75,16 +69,24 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
             )
         runs.append(
             Run(
-                name=names[index],
+                name=str(summary.get("model") or name) if len(folders) == 1 else name,
                 color=index % COLORS,
                 config=config,
                 plan=_read(folder / "plan.json"),
                 metrics=_read_lines(folder / "metrics.jsonl"),
                 analysis=_read(folder / "analysis.json"),
-                summary=summaries[index],
+                summary=summary,
             )
         )
     return runs
+
+
+def _folder_names(folders: Sequence[Path]) -> list[str]:
+    """Last part of each path, or the last two where that does not tell them apart."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    return ["/".join(folder.resolve().parts[-2:]) for folder in folders]
 
 
 def _read(path: Path) -> Json:

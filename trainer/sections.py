@@ -16,7 +16,7 @@ from markupsafe import Markup
 from data.source import SPLITS
 from trainer import figures, formats
 from trainer.figures import Estimate, Series
-from trainer.metrics import Difference
+from trainer.metrics import Difference, binomial_interval
 from trainer.tables import rank_list
 
 Json = dict[str, Any]
@@ -222,14 +222,26 @@ def _series(run: Run, kind: str, key: str) -> Series:
         for row in run.metrics
         if row.get("kind") == kind
         and (kind == "train" or row.get("split") == "val")
-        and _all_known(row.get(key), row.get("samples"))
+        and _all_known(row.get(key), row.get("step"))
     ]
     band = None
     bounds = [row.get(f"{key}_interval") or (None, None) for row in rows]
     if rows and all(_all_known(*pair) for pair in bounds):
         band = np.array(bounds, dtype=float).T
-    x = np.array([row["samples"] for row in rows], dtype=float)
-    return Series(run.name, run.color, x, np.array([row[key] for row in rows], dtype=float), band)
+    x, y = _trained_samples(run, rows), np.array([row[key] for row in rows], dtype=float)
+    return Series(run.name, run.color, x, y, band)
+
+
+def _trained_samples(run: Run, rows: Sequence[Json]) -> np.ndarray:
+    """(rows,) samples trained on until the step of each row.
+
+    Interpolated between training rows: "samples" of an evaluation counts what it evaluated.
+    """
+    steps = [row["step"] for row in rows]
+    known = {row["step"]: row["samples"] for row in run.metrics if row.get("kind") == "train"}
+    if not known:
+        return np.array(steps, dtype=float)
+    return np.interp(steps, sorted(known), [known[step] for step in sorted(known)])
 
 
 def plans(runs: Sequence[Run]) -> list[Json]:
@@ -339,9 +351,7 @@ def calibration(runs: Sequence[Run]) -> Panel | None:
                 np.array(curve[key], dtype=float) for key in ("predicted", "observed", "count")
             )
             series.append(
-                Series(
-                    run.name, run.color, predicted, observed, _binomial_interval(observed, count)
-                )
+                Series(run.name, run.color, predicted, observed, binomial_interval(observed, count))
             )
             counts.append(count)
     if not series:
@@ -358,14 +368,6 @@ def calibration(runs: Sequence[Run]) -> Panel | None:
         "enlarges the difference, with 95 % intervals: one that misses the dashed line is more "
         "than chance.",
     )
-
-
-def _binomial_interval(rate: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """(2, bins) Wilson's 95 % interval of a share: inside [0, 1], honest for few candidates."""
-    z = 1.96
-    center = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return np.stack([center - half, center + half])
 
 
 def provenance(run: Run) -> Json:

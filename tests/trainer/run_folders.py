@@ -79,8 +79,9 @@ def _config(model: str) -> dict[str, Any]:
             "events": 1_469_307,
             "items": 68_509,
             "requests": {"train": 113_117, "val": 11_827, "test": 14_417},
+            "best_auc": None,
         },
-        "command": f"twofold train {model}_completejourney --data stores/demo --out runs/{model}",
+        "command": f"twofold train {model} --data stores/demo --out runs/{model}".split(),
     }
 
 
@@ -138,18 +139,19 @@ def _metrics(auc: float, rng: np.random.Generator) -> list[dict[str, Any]]:
                     "kind": "eval",
                     "split": "val",
                     "step": step,
-                    "samples": step * 2026,
                     "auc": value,
                     "auc_interval": [value - 0.0045, value + 0.0045],
                     "logloss": 0.54,
+                    **EVALUATED,
                 }
             )
     return rows
 
 
 def _analysis(model: str, rng: np.random.Generator) -> dict[str, Any]:
-    recency = np.unique(np.geomspace(1, 800, 60).astype(int))
+    recency = np.arange(1, 801)
     weight = (0.02 if model == "dare" else 0.008) / recency**0.45 + 0.0008
+    weight *= rng.uniform(0.7, 1.3, size=800)
     predicted = np.linspace(0.06, 0.83, 20)
     observed = (predicted + 0.02 * np.sin(6 * predicted) + 0.006 * rng.normal(size=20)).clip(0, 1)
     searched = {"item": 1_632_000, "category": 1_632_000, "recency": 1_632_000}
@@ -167,7 +169,7 @@ def _analysis(model: str, rng: np.random.Generator) -> dict[str, Any]:
         "attention_by_recency": {
             "recency": recency.tolist(),
             "weight": weight.tolist(),
-            "uniform": np.full(len(recency), 1 / 640).tolist(),
+            "uniform": np.full(800, 1 / 640).tolist(),
         },
         "calibration": {
             "predicted": predicted.tolist(),

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
@@ -12,6 +13,7 @@ from data.errors import InputError
 from trainer.metrics import (
     Predictions,
     Ranking,
+    binomial_interval,
     calibration_curve,
     evaluate,
     grouped_auc,
@@ -215,6 +217,14 @@ def test_fewer_candidates_than_calibration_bins_give_one_bin_each() -> None:
     curve = calibration_curve(np.array([0.2, 0.1]), np.array([1, 0]), bins=20)
     np.testing.assert_allclose(curve.predicted, [0.1, 0.2])
     np.testing.assert_array_equal(curve.observed, [0, 1])
+
+
+def test_binomial_interval_is_that_of_scipy() -> None:
+    expected = [
+        binomtest(hits, n).proportion_ci(method="wilson") for hits, n in ((0, 5), (3, 9), (50, 90))
+    ]
+    interval = binomial_interval(np.array([0, 3 / 9, 50 / 90]), np.array([5, 9, 90]))
+    np.testing.assert_allclose(interval.T, [(ci.low, ci.high) for ci in expected], atol=1e-4)
 
 
 def test_two_hundred_resamples_of_a_real_test_split_take_seconds() -> None:

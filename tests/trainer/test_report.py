@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from tests.trainer.run_folders import edit, write_run
 from trainer.figures import Series, curves
 from trainer.metrics import Difference
 from trainer.report import load_runs, write_report
+from trainer.sections import _series
 
 OPTIONAL_SECTIONS = {
     "summary.json": "Test metrics",
@@ -101,7 +103,7 @@ def test_numbers_are_those_of_the_files(runs: list[Path]) -> None:
         "attention_item 42,840 + 1,632,000",
         "Training loss 0.693 → 0.527",
         "Seed 1",
-        "twofold train dare_completejourney --data stores/demo --out runs/dare",
+        "twofold train dare --data stores/demo --out runs/dare",
     ):
         assert fact in seen, fact
 
@@ -170,10 +172,27 @@ def test_text_of_the_files_is_escaped(runs: list[Path]) -> None:
     assert "&lt;script&gt;" in html
 
 
-def test_runs_of_one_model_are_called_by_their_folders(runs: list[Path]) -> None:
-    edit(runs[1], "summary.json", model="dare")
+def test_several_runs_are_called_by_their_folders_one_by_its_model(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    edit(runs[1], "summary.json", model="twin_completejourney")
+    assert [run.name for run in load_runs(runs[1:])] == ["twin_completejourney"]
     assert [run.name for run in load_runs(runs)] == ["dare", "twin"]
-    assert "ahead of twin" in text(report(runs))
+    again = shutil.copytree(runs[0], tmp_path / "again" / "dare")
+    assert [run.name for run in load_runs([runs[0], again])] == ["runs/dare", "again/dare"]
+
+
+def test_an_evaluation_stands_at_the_samples_trained_until_its_step(runs: list[Path]) -> None:
+    rows = [
+        {"kind": "train", "step": 10, "samples": 1000, "loss": 0.6},
+        {"kind": "eval", "split": "val", "step": 10, "samples": 77, "auc": 0.7},
+        {"kind": "train", "step": 20, "samples": 2000, "loss": 0.5},
+        {"kind": "eval", "split": "val", "step": 15, "samples": 77, "auc": 0.8},
+    ]
+    (runs[0] / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = load_runs(runs)[0]
+    assert _series(run, "eval", "auc").x.tolist() == [1000, 1500]
+    assert _series(run, "train", "loss").x.tolist() == [1000, 2000]
 
 
 def test_runs_on_different_data_are_said_not_to_compare(runs: list[Path]) -> None:
