@@ -56,11 +56,32 @@ def attend_all(queries: Tensor, keys: Tensor, values: Tensor, blocks: Iterable[B
     Returns:
         (S, R) interests, zeros without history.
     """
+    blocks = list(blocks)
     num_candidates = queries.shape[0]
-    padded_queries = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
+    # one row more, where the padding of the blocks lands
     interests = values.new_zeros(num_candidates + 1, values.shape[1])
-    for block in blocks:
-        scores_BCL = padded_queries[block.candidates] @ keys[block.rows].mT
-        weights_BCL = masked_softmax(scores_BCL, block.row_mask[:, None])
-        interests = interests.index_put((block.candidates,), weights_BCL @ values[block.rows])
-    return interests[:num_candidates]
+    if not blocks:
+        return interests[:num_candidates]
+    padded_queries = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
+    rows, candidates = [block.rows for block in blocks], [block.candidates for block in blocks]
+    pooled = []
+    for block, queries_BCA, keys_BLA, values_BLR in zip(
+        blocks,
+        _gather(padded_queries, candidates),
+        _gather(keys, rows),
+        _gather(values, rows),
+        strict=True,
+    ):
+        weights_BCL = masked_softmax(queries_BCA @ keys_BLA.mT, block.row_mask[:, None])
+        pooled.append((weights_BCL @ values_BLR).flatten(0, 1))
+    flat_candidates = torch.cat([numbers.flatten() for numbers in candidates])
+    return interests.index_put((flat_candidates,), torch.cat(pooled))[:num_candidates]
+
+
+def _gather(rows: Tensor, numbers: list[Tensor]) -> list[Tensor]:
+    """``[rows[n] for n in numbers]`` as one gather: backward makes a gradient as large as ``rows``
+    for each, so that one per block would cost the square of the batch.
+    """
+    gathered = rows[torch.cat([n.flatten() for n in numbers])]
+    pieces = gathered.split([n.numel() for n in numbers])
+    return [piece.view(*n.shape, rows.shape[1]) for piece, n in zip(pieces, numbers, strict=True)]
