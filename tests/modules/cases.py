@@ -76,10 +76,10 @@ def pack(requests: list[Request]) -> dict[str, Any]:
     return {
         "history": _keyed([event for r in requests for event in r.events], lengths),
         "candidates": _keyed([c for r in requests for c in r.candidates], [1] * sum(counts)),
-        "request_of": torch.arange(len(requests)).repeat_interleave(torch.tensor(counts)),
-        "request_ids": torch.tensor([request.number for request in requests]),
-        "history_lengths": torch.tensor(lengths),
-        "candidate_counts": torch.tensor(counts),
+        "request_of": torch.arange(len(requests)).repeat_interleave(_whole(counts)),
+        "request_ids": _whole([request.number for request in requests]),
+        "history_lengths": _whole(lengths),
+        "candidate_counts": _whole(counts),
     }
 
 
@@ -91,9 +91,14 @@ def _keyed(ids: list[dict[str, int]], lengths: list[int]) -> KeyedJaggedTensor:
     keys = [field.name for field in FIELDS]
     return KeyedJaggedTensor(
         keys=keys,
-        values=torch.tensor([one[key] for key in keys for one in ids], dtype=torch.int64),
-        lengths=torch.tensor(lengths * len(keys), dtype=torch.int64),
+        values=_whole([one[key] for key in keys for one in ids]),
+        lengths=_whole(lengths * len(keys)),
     )
+
+
+def _whole(numbers: list[int]) -> Tensor:
+    """int64 also when empty."""
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def fields_for(sharing: str) -> tuple[FieldConfig, ...]:
