@@ -59,10 +59,9 @@ def prepare(
             f"The number of partitions must be from 1 to {MAX_PARTITIONS}, got {partitions}."
         )
     _check_out(out, overwrite)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    partial = _make_partial(out)
     try:
         with _progress(progress) as bars:
-            partial.mkdir(parents=True)
             log = _scatter(source, partial / "scratch", partitions or NUM_BUCKETS, bars)
             builder = StoreBuilder(source, log, partial, seed)
             tasks = _assign(log, partitions)
@@ -74,11 +73,6 @@ def prepare(
         shutil.rmtree(partial / "scratch")
         info.write(partial)
         _publish(partial, out)
-    except PermissionError as error:
-        raise InputError(
-            f"{out.parent.resolve()} cannot be written to ({error}). "
-            "Name another folder with --out."
-        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -154,6 +148,22 @@ def _check_out(out: Path, overwrite: bool) -> None:
             f"{out} already holds an event store. "
             "Name another folder with --out, or replace it with --force."
         )
+
+
+def _make_partial(out: Path) -> Path:
+    """The folder in which the store is built, beside ``out``."""
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError as error:
+        raise InputError(
+            f"{partial} exists, left by a run that was killed. Delete it and start again."
+        ) from error
+    except (PermissionError, NotADirectoryError) as error:
+        raise InputError(
+            f"{out.parent.resolve()} cannot be written to ({error}). Name another --out."
+        ) from error
+    return partial
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -54,7 +54,7 @@ def draw_negatives(
     drawn = np.empty(len(user), np.int32)
     open_slots = np.arange(len(user))
     for attempt in range(MAX_ATTEMPTS):
-        uniform = _hash(seed, user[open_slots], slot[open_slots], attempt)
+        uniform = hash64(seed, user[open_slots], slot[open_slots], attempt)
         # 2**64 is far above any total: the bias of the remainder is below 1e-8
         item = np.searchsorted(cumulative, uniform % np.uint64(total), side="right")
         drawn[open_slots] = item
@@ -120,8 +120,10 @@ def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
     return ordered[position] == values
 
 
-def _hash(seed: int, user: np.ndarray, slot: np.ndarray, attempt: int) -> np.ndarray:
-    """(N,) uint64, uniform: SplitMix64's finaliser, applied to one key after the other."""
+def hash64(seed: int, user: np.ndarray, slot: np.ndarray, attempt: int) -> np.ndarray:
+    """(N,) uint64, uniform and independent for different keys (SplitMix64, one key after the
+    other). ``draw_negatives`` uses attempts from 0 to MAX_ATTEMPTS - 1.
+    """
     state = _mix(np.full(1, seed % 2**64, np.uint64))
     for key in (user.astype(np.uint64), slot.astype(np.uint64), np.full(1, attempt, np.uint64)):
         state = _mix(state ^ key)
@@ -134,3 +136,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+_hash = hash64

@@ -154,8 +154,8 @@ def _check_schema(frame: pl.DataFrame, ids: list[str], source: Source) -> None:
         dtype = frame[name].dtype
         if not (dtype.is_integer() or dtype == pl.String):
             raise InputError(
-                f"Column {name} holds {dtype}; ids must be integers from 0 to 2**63 - 1 or text. "
-                "Integers above that limit count as decimals here: pass them as text."
+                f"Column {name} holds {dtype}; ids must be integers from 0 to 2**63 - 1, or text "
+                "in UTF-8. Numbers outside of that range must be read as text."
             )
 
 

@@ -89,6 +89,13 @@ class TableSource:
             raise ValueError(
                 f"val_start must not be after test_start, got {self.val_start}, {self.test_start}."
             )
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise ValueError(f"delimiter must be one character, got {self.delimiter!r}.")
+        if unknown := set(self.text) - set(self._columns()):
+            raise ValueError(
+                f"text names columns {sorted(unknown)} that are not used; "
+                f"used are {self._columns()}."
+            )
         reserved = {"user", "item", "time", "category", "action", "label", "row", "recency"}
         if taken := reserved & set(self.side):
             raise ValueError(f"Side columns {sorted(taken)} must be renamed: the names are in use.")
@@ -118,14 +125,14 @@ class TableSource:
                 "item": frame[self.item],
                 "time": pl.Series(self._times(frame, row), dtype=pl.Int64),
                 "row": pl.Series(np.arange(row + 1, row + frame.height + 1)),
-                **{name: frame[name] for name in self.side},
+                **{name: _attribute(frame[name]) for name in self.side},
             }
             if self.category:
-                events["category"] = frame[self.category]
+                events["category"] = _attribute(frame[self.category])
             if self.label:
                 events["label"] = events["action"] = _labels(frame[self.label], row)
             if self.action:
-                events["action"] = frame[self.action]
+                events["action"] = _attribute(frame[self.action])
             yield pl.DataFrame(events)
             row += frame.height
 
@@ -230,7 +237,7 @@ class TableSource:
                     "Write ISO dates (2026-01-31 12:00:00) or integers."
                 ) from error
         if time.dtype in (pl.Date, pl.Datetime):
-            return time.cast(pl.Datetime("us")).cast(pl.Int64)
+            return time.dt.epoch("us")
         if time.dtype.is_float():
             wrong = ~(time.is_finite() & (time == time.floor())).fill_null(True)
             if wrong.any():
@@ -267,6 +274,11 @@ def _read_parquet(file: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
         raise InputError(
             f"{file} is no complete Parquet file ({error}). Fetch or write it again."
         ) from error
+
+
+def _attribute(values: pl.Series) -> pl.Series:
+    """An optional column, which may be empty in all the rows that its type was guessed from."""
+    return values.cast(pl.String) if values.dtype == pl.Null else values
 
 
 def _labels(label: pl.Series, row: int) -> pl.Series:

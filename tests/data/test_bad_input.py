@@ -159,6 +159,11 @@ def test_time_that_is_text(tmp_path: Path, out: Path) -> None:
     refused(csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "Column time", "ISO dates")
 
 
+def test_ids_that_are_not_text(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"user,item,time\n1,\xff\xfe,3\n")
+    refused(TableSource(path=tmp_path / "log.csv"), out, "Column item holds Binary", "UTF-8")
+
+
 def test_missing_time(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\n1,2,3\n1,2,\n")
     refused(source, out, "Column time is empty in event 2")
@@ -193,6 +198,8 @@ def test_no_training_events_to_draw_from(tmp_path: Path, out: Path) -> None:
         ({"val_start": 3}, "Give both"),
         ({"val_start": 3, "test_start": 2}, "got 3, 2"),
         ({"side": ("time",)}, "time"),
+        ({"text": ("users",)}, r"\['users'\] that are not used"),
+        ({"delimiter": "||"}, "one character"),
     ],
 )
 def test_options_are_checked_at_once(tmp_path: Path, options: dict, message: str) -> None:
@@ -211,6 +218,14 @@ def test_out_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no event store"):
         prepare(log(user=[1], item=[1], time=[1]), tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_what_a_killed_run_left_is_not_touched(tmp_path: Path) -> None:
+    left = tmp_path / f"store.partial-{os.getpid()}"
+    left.mkdir()
+    with pytest.raises(InputError, match="left by a run that was killed"):
+        prepare(log(user=[1], item=[1], time=[1]), tmp_path / "store")
+    assert left.exists()
 
 
 def test_full_disk(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:

@@ -170,6 +170,20 @@ def test_dates_become_microseconds(tmp_path: Path, first: str, second: str) -> N
     assert build(source, tmp_path).events["time"].tolist() == expected
 
 
+def test_a_column_of_nothing_is_unknown_everywhere(tmp_path: Path) -> None:
+    text = "user,item,time,kind\nu,a,1,\nu,b,2,\n"
+    source = TableSource(path=write(tmp_path / "log.csv", text), category="kind")
+    assert build(source, tmp_path).events["category"].tolist() == [0, 0]
+
+
+def test_time_zones_become_utc(tmp_path: Path) -> None:
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    zoned = pl.Series([noon], dtype=pl.Datetime("ns", "UTC")).dt.convert_time_zone("Asia/Tokyo")
+    pl.DataFrame({"user": [1], "item": [1], "time": zoned}).write_parquet(tmp_path / "log.parquet")
+    partition = build(TableSource(path=tmp_path / "log.parquet"), tmp_path)
+    assert partition.events["time"].tolist() == [int(noon.timestamp() * 1e6)]
+
+
 def test_numbers_can_be_read_as_text(tmp_path: Path) -> None:
     text = "user,item,time\n007,1,1\n7,1,2\n"
     info = prepare(
