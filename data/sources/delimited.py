@@ -58,7 +58,9 @@ def read_delimited(
                     block_size=BLOCK_BYTES, column_names=names, skip_rows=skip_lines
                 ),
                 parse_options=pa.csv.ParseOptions(
-                    delimiter=delimiter, invalid_row_handler=on_bad_line
+                    delimiter=delimiter,
+                    newlines_in_values=True,
+                    invalid_row_handler=on_bad_line,
                 ),
                 convert_options=pa.csv.ConvertOptions(
                     include_columns=list(columns),

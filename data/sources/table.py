@@ -77,6 +77,8 @@ class TableSource:
     def __post_init__(self) -> None:
         if self.negatives < 1:
             raise ValueError(f"negatives must be at least 1, got {self.negatives}.")
+        if self.min_history is not None and self.min_history < 0:
+            raise ValueError(f"min_history must not be negative, got {self.min_history}.")
         fractions = (self.val_fraction, self.test_fraction)
         if min(fractions) < 0 or sum(fractions) >= 1:
             raise ValueError(

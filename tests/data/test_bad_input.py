@@ -195,6 +195,7 @@ def test_no_training_events_to_draw_from(tmp_path: Path, out: Path) -> None:
     [
         ({"negatives": 0}, "negatives must be at least 1, got 0"),
         ({"val_fraction": 0.6, "test_fraction": 0.4}, "leave something to training"),
+        ({"min_history": -1}, "must not be negative, got -1"),
         ({"val_start": 3}, "Give both"),
         ({"val_start": 3, "test_start": 2}, "got 3, 2"),
         ({"side": ("time",)}, "time"),

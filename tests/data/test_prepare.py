@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+import data.scatter
+import data.vocabulary
 from data.errors import InputError
 from data.prepare import prepare, summary_rows
 from data.sampling import draw_negatives
@@ -98,7 +100,27 @@ def test_order_by_file_makes_the_position_the_time(tmp_path: Path) -> None:
     assert events["item"].tolist() == [1, 3, 2]
 
 
-def test_frames_and_partitions_do_not_change_what_is_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 7])
+def test_frames_do_not_change_the_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int
+) -> None:
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "user": rng.integers(0, 5, 60),
+            "item": rng.integers(0, 30, 60),
+            "category": rng.integers(0, 9, 60),
+            "time": np.arange(60),
+        }
+    )
+    whole = prepare(MemorySource(frames=[frame]), tmp_path / "whole")
+    monkeypatch.setattr(data.scatter, "FRAME_ROWS", 1)
+    monkeypatch.setattr(data.vocabulary, "MIN_PENDING", 10)  # so that vocabularies are merged
+    pieces = prepare(MemorySource(frames=list(frame.iter_slices(rows))), tmp_path / "pieces")
+    assert pieces.fingerprint == whole.fingerprint
+
+
+def test_partitions_do_not_change_what_is_asked(tmp_path: Path) -> None:
     source = random_log(tmp_path / "log.csv")
     prepare(source, tmp_path / "one", partitions=1, seed=3)
     prepare(source, tmp_path / "five", partitions=5, seed=3)

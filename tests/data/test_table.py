@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import data.sources.delimited
 from data.prepare import prepare
 from data.source import Requests, Split
 from data.sources.table import TableSource
@@ -182,6 +183,17 @@ def test_time_zones_become_utc(tmp_path: Path) -> None:
     pl.DataFrame({"user": [1], "item": [1], "time": zoned}).write_parquet(tmp_path / "log.parquet")
     partition = build(TableSource(path=tmp_path / "log.parquet"), tmp_path)
     assert partition.events["time"].tolist() == [int(noon.timestamp() * 1e6)]
+
+
+def test_a_quoted_value_may_span_lines_and_blocks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(data.sources.delimited, "BLOCK_BYTES", 64)
+    rows = "".join(f'u,"a\n, {i}",{i}\n' for i in range(50))
+    source = TableSource(path=write(tmp_path / "log.csv", f"user,item,time\n{rows}"))
+    build(source, tmp_path)
+    words = EventStore.open(tmp_path / "store").originals("item").to_pylist()
+    assert words[1:] == [f"a\n, {i}" for i in range(50)]
 
 
 def test_numbers_can_be_read_as_text(tmp_path: Path) -> None:
