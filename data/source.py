@@ -74,6 +74,15 @@ class Partition:
         """(N,) int64: which of the U users each event belongs to."""
         return np.repeat(np.arange(len(self.user)), self.count)
 
+    def history_end(self) -> np.ndarray:
+        """(N,) int64: the first event of the same user and time, before which the history of each
+        event ends.
+        """
+        user, time = self.user_index(), self.events["time"]
+        new = np.ones(len(time), bool)
+        new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+        return np.maximum.accumulate(np.where(new, np.arange(len(time)), 0))
+
 
 class Source(Protocol):
     """A log that becomes an event store. Best a frozen dataclass: its fields are the command

@@ -80,7 +80,7 @@ class LastClicks:
         user_index = np.repeat(np.arange(len(partition.user)), len(from_end))
         positives = Requests(
             user=partition.user[user_index],
-            end=self._history_end(partition)[target],
+            end=partition.history_end()[target],
             time=partition.events["time"][target],
             offsets=np.arange(len(target) + 1),
             candidates=partition.events["item"][target],
@@ -96,10 +96,3 @@ class LastClicks:
             excluded_group=partition.user_index(),
             excluded_item=partition.events["item"],
         )
-
-    def _history_end(self, partition: Partition) -> np.ndarray:
-        """(N,) int64: first event of the same user and time."""
-        user, time = partition.user_index(), partition.events["time"]
-        new = np.ones(len(time), bool)
-        new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-        return np.maximum.accumulate(np.where(new, np.arange(len(time)), 0))

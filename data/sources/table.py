@@ -6,7 +6,7 @@ of the history. Without one the next events are predicted, against negatives dra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,13 +111,11 @@ class TableSource:
         """First times of validation and test."""
         if self.val_start is not None and self.test_start is not None:
             return self.val_start, self.test_start
-        times = np.sort(_sample(self._times(frame) for frame in self._frames([self.time])))
-        if len(times) == 0:
-            raise InputError(f"{self.path} has no rows: there is nothing to prepare.")
+        times = np.sort(_sample(self._all_times()))
         test = len(times) - int(len(times) * self.test_fraction)
         val = test - int(len(times) * self.val_fraction)
-        after = int(times[-1]) + 1
-        return tuple(int(times[i]) if i < len(times) else after for i in (val, test))
+        never = np.iinfo(np.int64).max
+        return tuple(int(times[i]) if i < len(times) else never for i in (val, test))
 
     def event_frames(self) -> Iterator[pl.DataFrame]:
         row = 0
@@ -147,20 +145,19 @@ class TableSource:
         """Events of one user and time share a history, so they share a request."""
         if not self.sort:
             _check_sorted(partition)
-        user, time = partition.user_index(), partition.events["time"]
-        new = np.ones(len(time), bool)
-        new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-        first = np.flatnonzero(new)
-        least = self.min_history if self.min_history is not None else (0 if self.label else 1)
-        enough = first - partition.first_row[user[first]] >= least
+        item, time = partition.events["item"], partition.events["time"]
+        first = np.flatnonzero(partition.history_end() == np.arange(len(time)))
+        user = partition.user_index()[first]
         requests = Requests(
-            user=partition.user[user[first]],
+            user=partition.user[user],
             end=first,
             time=time[first],
             offsets=np.append(first, len(time)),
-            candidates=partition.events["item"],
-            labels=partition.events["label"] if self.label else np.ones(len(time), np.int8),
-        ).select(enough)
+            candidates=item,
+            labels=partition.events["label"] if self.label else np.ones(len(item), np.int8),
+        )
+        least = self.min_history if self.min_history is not None else (0 if self.label else 1)
+        requests = requests.select(first - partition.first_row[user] >= least)
         if not self.label:
             requests = self._with_negatives(requests, partition, popularity, seed)
         val, test = self.split_starts
@@ -223,11 +220,18 @@ class TableSource:
                 delimiter=self.delimiter or default,
                 truncated_line=self.truncated_line,
             ):
-                # later files are read with the types of the first
-                types = types or {f.name: f.type for f in frame.to_arrow().schema}
-                yield frame
+                if frame.height:
+                    # later files are read with the types of the first
+                    types = _known_types(frame) | types
+                    yield frame
 
-    def _times(self, frame: pl.DataFrame, row: int = 0) -> pl.Series:
+    def _all_times(self) -> Iterator[pl.Series]:
+        row = 0
+        for frame in self._frames([self.time]):
+            yield self._times(frame, row).drop_nulls()
+            row += frame.height
+
+    def _times(self, frame: pl.DataFrame, row: int) -> pl.Series:
         """int64 times; a null stays null, for the builder to name. ``row``: rows before."""
         time = frame[self.time]
         if time.dtype == pl.String:
@@ -278,6 +282,11 @@ def _read_parquet(file: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
         ) from error
 
 
+def _known_types(frame: pl.DataFrame) -> dict[str, pa.DataType]:
+    schema = frame.head(0).to_arrow().schema
+    return {field.name: field.type for field in schema if not pa.types.is_null(field.type)}
+
+
 def _attribute(values: pl.Series) -> pl.Series:
     """An optional column, which may be empty in all the rows that its type was guessed from."""
     return values.cast(pl.String) if values.dtype == pl.Null else values
@@ -312,7 +321,7 @@ def _check_sorted(partition: Partition) -> None:
         )
 
 
-def _sample(frames: Iterator[pl.Series]) -> np.ndarray:
+def _sample(frames: Iterable[pl.Series]) -> np.ndarray:
     """Every k-th time of the log, k the least power of two that fits MAX_SAMPLES."""
     sample, stride, position = np.empty(0, np.int64), 1, 0
     for times in frames:

@@ -155,6 +155,14 @@ def test_time_that_is_no_whole_number(tmp_path: Path, out: Path, time: str) -> N
     refused(source, out, "Column time, row 2", time.lower(), "Write times as integers")
 
 
+def test_a_late_row_is_named_by_its_number_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path
+) -> None:
+    monkeypatch.setattr(data.sources.delimited, "BLOCK_BYTES", 64)
+    rows = "1,2,3.0\n" * 99
+    refused(csv(tmp_path, f"user,item,time\n{rows}1,2,nan\n"), out, "Column time, row 100", "nan")
+
+
 def test_time_that_is_text(tmp_path: Path, out: Path) -> None:
     refused(csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "Column time", "ISO dates")
 

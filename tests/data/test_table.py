@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 import data.sources.delimited
+import data.sources.table
 from data.prepare import prepare
 from data.source import Requests, Split
 from data.sources.table import TableSource
@@ -113,6 +114,12 @@ def test_fractions_split_by_time(tmp_path: Path) -> None:
     assert [len(r) for r in requests.values()] == [69, 20, 10]
 
 
+def test_the_times_of_a_large_log_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.sources.table, "MAX_SAMPLES", 5)
+    blocks = [pl.Series([0, 1, 2]), pl.Series([3, 4, 5, 6, 7]), pl.Series([8, 9, 10])]
+    assert data.sources.table._sample(blocks).tolist() == [0, 4, 8]
+
+
 def test_least_history(tmp_path: Path) -> None:
     source = TableSource(
         path=write(tmp_path / "log.csv", CLICKS), min_history=2, val_start=9, test_start=9
@@ -142,6 +149,7 @@ def test_csv_gzip_parquet_and_a_folder_of_files_give_the_same_store(tmp_path: Pa
     frame.write_parquet(tmp_path / "log.parquet")
     parts = tmp_path / "parts"
     parts.mkdir()
+    frame[:0].write_csv(parts / "-.csv")
     frame[:3].write_csv(parts / "0.csv")
     frame[3:].write_csv(parts / "1.csv")
     paths = [tmp_path / "log.csv.gz", tmp_path / "log.parquet", parts, parts / "*.csv"]
@@ -149,6 +157,14 @@ def test_csv_gzip_parquet_and_a_folder_of_files_give_the_same_store(tmp_path: Pa
     for number, path in enumerate(paths):
         info = prepare(TableSource(path=path, **options), tmp_path / f"store{number}")
         assert info.fingerprint == expected, path
+
+
+def test_later_files_are_read_with_the_types_of_the_first(tmp_path: Path) -> None:
+    write(tmp_path / "0.csv", "user,item,time\na7,x,1\n")
+    write(tmp_path / "1.csv", "user,item,time\n7,y,2\n")
+    build(TableSource(path=tmp_path / "*.csv", text=("item",)), tmp_path)
+    store = EventStore.open(tmp_path / "store")
+    assert store.partitions[0].original_users.to_pylist() == ["a7", "7"]
 
 
 def test_sort_puts_a_users_events_in_order(tmp_path: Path) -> None:
