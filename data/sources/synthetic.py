@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import polars as pl
 
-from data.sampling import _hash
+from data.sampling import hash64
 from data.source import SPLITS, Order, Partition, Requests, Split
 
 ROWS_PER_FRAME = 250_000
@@ -227,7 +227,7 @@ class Synthetic:
 
 def _uniform(seed: int, user: np.ndarray, number: np.ndarray, stream: int) -> np.ndarray:
     """(N,) float64 in [0, 1): random number ``number`` of each user's ``stream``."""
-    return (_hash(seed, user, number, stream) >> np.uint64(11)) * 2.0**-53
+    return (hash64(seed, user, number, stream) >> np.uint64(11)) * 2.0**-53
 
 
 def _zipf(uniform: np.ndarray, count: int) -> np.ndarray:
