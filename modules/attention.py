@@ -58,10 +58,9 @@ def attend_all(queries: Tensor, keys: Tensor, values: Tensor, blocks: Iterable[B
     """
     blocks = list(blocks)
     num_candidates = queries.shape[0]
-    # one row more, where the padding of the blocks lands
-    interests = values.new_zeros(num_candidates + 1, values.shape[1])
     if not blocks:
-        return interests[:num_candidates]
+        return values.new_zeros(num_candidates, values.shape[1])
+    # one row more, for the padding of the blocks
     padded_queries = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
     rows, candidates = [block.rows for block in blocks], [block.candidates for block in blocks]
     pooled = []
@@ -74,8 +73,10 @@ def attend_all(queries: Tensor, keys: Tensor, values: Tensor, blocks: Iterable[B
     ):
         weights_BCL = masked_softmax(queries_BCA @ keys_BLA.mT, block.row_mask[:, None])
         pooled.append((weights_BCL @ values_BLR).flatten(0, 1))
+    pooled_rows = torch.cat(pooled)
+    interests = pooled_rows.new_zeros(num_candidates + 1, values.shape[1])
     flat_candidates = torch.cat([numbers.flatten() for numbers in candidates])
-    return interests.index_put((flat_candidates,), torch.cat(pooled))[:num_candidates]
+    return interests.index_put((flat_candidates,), pooled_rows)[:num_candidates]
 
 
 def _gather(rows: Tensor, numbers: list[Tensor]) -> list[Tensor]:

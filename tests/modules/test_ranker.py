@@ -206,6 +206,17 @@ def test_training_does_not_depend_on_the_size_of_the_blocks(
     assert_same_training(train_step(make_ranker(config), make_requests()), expected)
 
 
+@auxiliaries
+def test_mixed_precision_is_near_full_precision(auxiliary: str) -> None:
+    # every event is chosen: bfloat16 scores would choose others among near ones
+    ranker = make_ranker(make_config(auxiliary=auxiliary, top_k=60), torch.float32)
+    expected, _, _ = train_step(ranker, make_requests())
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ranker(**pack(make_requests()))
+    # 8 bits of mantissa through three layers
+    torch.testing.assert_close(output.logits.float(), expected.logits, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
