@@ -5,6 +5,8 @@ Shapes: S candidates of this rank, D features.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,9 +37,34 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         unbiased = variance * count / (count - 1).clamp(min=1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
+        # as in torch: no momentum means the average of all batches since the last reset
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+
+
+@torch.no_grad()
+def refresh_statistics(module: nn.Module, forward_passes: Iterable[object]) -> None:
+    """Replaces the running statistics by the averages over ``forward_passes``, each of which runs
+    ``module`` on a batch when it is asked for ("precise" batch norm, Wu and Johnson 2021).
+
+    Running averages lag behind tables that move. Worst are features that never vary, such as the
+    candidate's recency: training removes them exactly, but in evaluation what is left of a lagging
+    mean is divided by the root of epsilon. Training itself does not use these statistics.
+    """
+    norms = [child for child in module.modules() if isinstance(child, GlobalBatchNorm1d)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    was_training = module.training
+    module.train()
+    for _ in forward_passes:
+        pass
+    module.train(was_training)
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -19,7 +19,6 @@ def train(
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 8192,  # the name that dist.ddp gives it
-    m: str = "trainer.main",
     name: str = "train",
     image: str = torchx.IMAGE,
     env: Optional[Dict[str, str]] = None,
@@ -35,13 +34,12 @@ def train(
     --data STORE --out RUN. All that follows "--" is for the trainer, as in twofold train.
 
     Args:
-        script_args: arguments of the trainer: an experiment, --data, --out, overrides
+        script_args: arguments of twofold train: an experiment, --data, --out, overrides
         j: [{min_nnodes}:]{nnodes}x{nproc_per_node}; nnodes times nproc_per_node is the world size
         h: a registered named resource, which replaces cpu, gpu and memMB
         cpu: CPU cores of each node, divided among its processes as OMP_NUM_THREADS
         gpu: GPUs of each node; with GPUs nproc_per_node must not exceed them
         memMB: memory of each node in MB
-        m: the Python module to run
         name: name of the job, {experiment}/{run} or {run}
         image: image of the job where the scheduler uses images
         env: environment of the processes (e.g. A=1,B=2); stands above what is set here
@@ -61,8 +59,9 @@ def train(
             f"the most that fits is -j {j.rpartition('x')[0] or 1}x{resource.gpu}."
         )
     return dist.ddp(
+        "train",
         *script_args,
-        m=m,
+        m="trainer.main",
         name=name,
         image=image,
         h=h,
@@ -70,7 +69,7 @@ def train(
         gpu=gpu,
         memMB=memMB,
         j=j,
-        env=_environment(resource.cpu, nproc_per_node, max_nodes) | (env or {}),
+        env=environment(resource.cpu, nproc_per_node, max_nodes) | (env or {}),
         max_retries=max_retries,
         rdzv_port=rdzv_port,
         rdzv_backend=rdzv_backend,
@@ -79,10 +78,10 @@ def train(
     )
 
 
-def _environment(cpu: int, nproc_per_node: int, nodes: int) -> Dict[str, str]:
+def environment(cpu: int, nproc_per_node: int, nodes: int) -> Dict[str, str]:
     """Threads for each process; on a single node workers meet on the loopback address."""
-    environment = {"OMP_NUM_THREADS": str(max(1, cpu // nproc_per_node))}
+    variables = {"OMP_NUM_THREADS": str(max(1, cpu // nproc_per_node))}
     if nodes == 1:
         # --local-addr of torchrun; its default, the host name, may not resolve on a laptop
-        environment["PET_LOCAL_ADDR"] = "localhost"
-    return environment
+        variables["PET_LOCAL_ADDR"] = "localhost"
+    return variables

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from torchx.components import dist
 from torchx.runner import Runner, get_runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDef, AppState, parse_app_handle
 
-from torchx_specs.components import train
+from torchx_specs.components import environment
 
 _POLL = 0.1  # seconds: a progress bar drawn ten times a second still looks alive
 _TAIL = 30  # lines of a failed rank that are shown
@@ -65,7 +66,8 @@ def run_local(
 def _describe(args: Sequence[str], nproc: int, module: str, interactive: bool) -> AppDef:
     """The job: this interpreter's torchrun, and one file for each rank and stream."""
     path = (str(Path(sys.executable).parent), os.environ.get("PATH"))
-    env = {
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    env = environment(cores or 1, nproc, nodes=1) | {
         "PATH": os.pathsep.join(filter(None, path)),
         "PET_REDIRECTS": "3",  # torchrun --redirects: stdout and stderr
     }
@@ -77,8 +79,7 @@ def _describe(args: Sequence[str], nproc: int, module: str, interactive: bool) -
             "COLUMNS": str(size.columns),
             "LINES": str(size.lines),
         }
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return train(*args, m=module, j=f"1x{nproc}", cpu=cores or 1, env=env, tee=0)
+    return dist.ddp(*args, m=module, name="local", j=f"1x{nproc}", env=env, tee=0)
 
 
 @contextmanager

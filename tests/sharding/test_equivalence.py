@@ -1,4 +1,4 @@
-"""World sizes 1, 2 and 4 compute what one process with plain ``nn.EmbeddingBag`` tables computes."""
+"""World sizes 1, 2 and 4 compute what one process with ``nn.EmbeddingBag`` tables computes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ranker(settings: dict[str, Any]) -> LifelongRanker:
 def steps(
     model: torch.nn.Module, dense: torch.optim.Optimizer, rank: int, world_size: int, after: Any
 ) -> list:
-    """Main and auxiliary loss of the global batch in each step, as far as this rank adds to them."""
+    """Main and auxiliary loss of each step, as far as this rank adds to them."""
     history = []
     for step in range(STEPS):
         requests = random_requests(step, REQUESTS)

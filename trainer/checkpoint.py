@@ -1,0 +1,232 @@
+"""Checkpoints of a run: written whole or not at all, read without running what is in them.
+
+Tables and optimizer states go through ``torch.distributed.checkpoint``, so that another world size
+or plan can load them. Layout::
+
+    RUN/checkpoints/step-00000120/   one complete checkpoint: DCP's files and position.json
+    RUN/checkpoints/last, best       symbolic links to such folders
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import pickle
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from data.errors import InputError
+from trainer.processes import Ranks, on_first_rank
+from trainer.state import TrainState
+
+Link = Literal["last", "best"]
+
+
+@dataclass
+class Position:
+    """Where training stands, and what it has found so far."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Of the loader: the next batch."""
+    samples: int = 0
+    """Candidates trained on."""
+    seconds: float = 0.0
+    """Spent training, evaluations and checkpoints excluded."""
+    best_auc: float | None = None
+    """On the validation split."""
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    loss_first: float | None = None
+    """Main loss of the first logged steps."""
+    loss_last: float | None = None
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving and loading are collective: every rank calls them."""
+
+    def __init__(self, run: Path, ranks: Ranks) -> None:
+        self.folder = run / "checkpoints"
+        self.ranks = ranks
+
+    def exists(self, link: Link) -> bool:
+        """Is there a complete one?"""
+        return (self.folder / link / "position.json").is_file()
+
+    def save(self, state: TrainState, position: Position, links: tuple[Link, ...]) -> None:
+        """Writes a checkpoint and then, at once, lets ``links`` point to it; prunes the others.
+
+        Raises:
+            InputError: the disk is full or not writable. What was there stays.
+        """
+        final = self.folder / f"step-{position.step:08d}"
+        partial = final.with_suffix(".partial")
+
+        def publish() -> None:
+            with _disk_errors(self.folder):
+                text = json.dumps(dataclasses.asdict(position), indent=2)
+                (partial / "position.json").write_text(text)
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+                for link in links:
+                    self._point(link, final.name)
+                self._prune()
+
+        on_first_rank(self.ranks, lambda: self._prepare(partial))
+        with _disk_errors(self.folder):
+            _quietly(dcp.save, state.to_save(), checkpoint_id=partial)
+        on_first_rank(self.ranks, publish)
+
+    def load(self, state: TrainState, link: Link) -> Position:
+        """Fills tables, dense parameters and optimizer states.
+
+        Raises:
+            InputError: no such checkpoint, damaged, or of another model.
+        """
+        folder = self.folder / link
+        if not self.exists(link):
+            raise InputError(f"{self.folder} has no checkpoint called {link}.")
+        reader = SafeReader(folder)
+        wanted = state.to_load()
+        _check_same_model(folder, wanted, reader.read_metadata())
+        _quietly(dcp.load, wanted, storage_reader=reader, planner=SafePlanner())
+        state.loaded(wanted)
+        return Position(**json.loads((folder / "position.json").read_text()))
+
+    def _prepare(self, partial: Path) -> None:
+        with _disk_errors(self.folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def _point(self, link: Link, target: str) -> None:
+        temporary = self.folder / f".{link}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(self.folder / link)
+
+    def _prune(self) -> None:
+        kept = {(self.folder / link).resolve() for link in ("last", "best")}
+        for folder in self.folder.glob("step-*"):
+            if folder.resolve() not in kept:
+                shutil.rmtree(folder)
+
+
+class SafeReader(dcp.FileSystemReader):
+    """Reads DCP's metadata, which is a pickle, by an unpickler that knows its classes only."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """As the base class, without running what a forged file asks for."""
+        path = self._get_metadata_path(kwargs.get("rank"))
+        try:
+            with self.fs.create_stream(path, "rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+        except (OSError, pickle.UnpicklingError, EOFError) as error:
+            raise InputError(f"The checkpoint's {path} is missing or damaged: {error}") from error
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+    _OTHERS = frozenset(
+        {
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        own_class = module in self._MODULES and "." not in name
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if own_class:
+            found = super().find_class(module, name)
+            own_class = isinstance(found, type) and found.__module__ == module
+        if own_class or dtype or (module, name) in self._OTHERS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """Loads what is not a tensor (learning rates ...) as plain data, never as code."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Puts the value where the state dict had one."""
+        loaded = torch.load(value, weights_only=True)
+        self.state_dict[read_item.dest_index.fqn] = loaded
+        if self.flatten_state_dict:
+            _set_nested(self.original_state_dict, self.mappings[read_item.dest_index.fqn], loaded)
+
+
+def _set_nested(state: Any, path: tuple[str | int, ...], value: Any) -> None:
+    for key in path[:-1]:
+        state = state[key]
+    state[path[-1]] = value
+
+
+def _check_same_model(folder: Path, wanted: dict[str, Any], metadata: Metadata) -> None:
+    """Compares the names and shapes of all parameters with the checkpoint's."""
+    shapes = {f"model.{name}": tuple(p.size()) for name, p in wanted["model"].items()}
+    found = {
+        name: tuple(entry.size)
+        for name, entry in metadata.state_dict_metadata.items()
+        if name.startswith("model.") and hasattr(entry, "size")
+    }
+    if shapes == found:
+        return
+    names = sorted(shapes.keys() | found.keys())
+    name = next(n for n in names if shapes.get(n) != found.get(n))
+    raise InputError(
+        f"{folder} is a checkpoint of another model: {name.removeprefix('model.')} is "
+        f"{found.get(name, 'absent')} there and {shapes.get(name, 'absent')} here. "
+        "Take the experiment, overrides and store that the run was made with (RUN/config.json)."
+    )
+
+
+class _disk_errors:
+    """Turns a full or read-only disk into an InputError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        while error is not None:
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                free = shutil.disk_usage(self.folder).free / 2**20
+                raise InputError(
+                    f"A checkpoint could not be written to {self.folder}: "
+                    f"{os.strerror(error.errno)} ({free:,.0f} MiB free). The last complete "
+                    "checkpoint is kept; make room and go on with --resume."
+                ) from error
+            error = error.__cause__ or error.__context__
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _quietly(function: Any, *args: Any, **kwargs: Any) -> None:
+    with warnings.catch_warnings():
+        # DCP warns of its own use of deprecated ShardedTensor calls
+        warnings.simplefilter("ignore")
+        function(*args, **kwargs)
+    dist.barrier()

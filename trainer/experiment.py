@@ -1,0 +1,112 @@
+"""Everything a run depends on beside the data: one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from modules.ranker import RankerConfig
+from modules.tables import FieldConfig
+from sharding.apply import TableOptimizer
+from sharding.plan import ShardingConfig
+
+RECENCY = "recency"
+TEMPORAL_FIELDS = ("action", RECENCY)
+"""How an event came; a candidate has id 0 there. All other fields are semantic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldWidths:
+    """Widths and starts of the tables of every field of an event."""
+
+    attention_dim: int = 16
+    """Attention width of a field."""
+    representation_dim: int = 16
+    """Representation width of a field."""
+    attention_dims: dict[str, int] = field(default_factory=dict)
+    """Attention width of single fields, e.g. ``item 8 category 4``."""
+    representation_dims: dict[str, int] = field(default_factory=dict)
+    """Representation width of single fields."""
+    attention_init_std: float = 1.0
+    """Start of the attention rows of the semantic fields. About 1 is the identity prior: the first
+    search already finds the events of the same item and category. 0.01 is the paper's start."""
+    representation_init_std: float = 0.01
+    """Start of the representation rows, and of the attention rows of the other fields."""
+
+    def fields(
+        self, vocabularies: list[tuple[str, int]], recencies: int
+    ) -> tuple[FieldConfig, ...]:
+        """Fields of a model.
+
+        Args:
+            vocabularies: (name, num_embeddings) of the store's fields.
+            recencies: longest history that is kept.
+
+        Raises:
+            ValueError: a width is set for a field that the store lacks.
+        """
+        sizes = dict(vocabularies) | {RECENCY: recencies + 1}
+        for option in ("attention_dims", "representation_dims"):
+            if unknown := getattr(self, option).keys() - sizes.keys():
+                raise ValueError(
+                    f"{option} names {sorted(unknown)}, but the fields are {list(sizes)}."
+                )
+        return tuple(
+            FieldConfig(
+                name=name,
+                num_embeddings=size,
+                attention_dim=self.attention_dims.get(name, self.attention_dim),
+                representation_dim=self.representation_dims.get(name, self.representation_dim),
+                semantic=name not in TEMPORAL_FIELDS,
+                attention_init_std=self.representation_init_std
+                if name in TEMPORAL_FIELDS
+                else self.attention_init_std,
+                representation_init_std=self.representation_init_std,
+            )
+            for name, size in sizes.items()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What to train, on how much history, and how. Each field is a flag of ``twofold train``."""
+
+    model: RankerConfig = field(default_factory=RankerConfig)
+    fields: FieldWidths = field(default_factory=FieldWidths)
+    tables: TableOptimizer = field(default_factory=TableOptimizer)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    history_length: int = 800
+    """Most recent events of each history that are kept."""
+    requests_per_batch: int = 340
+    """Requests of a global batch, all ranks together."""
+    epochs: int = 1
+    """Passes over the training requests."""
+    dense_learning_rate: float = 1e-3
+    """Adam's, for everything that is not a table."""
+    auxiliary_weight: float = 1.0
+    """Of the auxiliary loss."""
+    l2: float = 1e-6
+    """Of the sum of squares of the heads' weights."""
+    seed: int = 1
+    """Of the start of all parameters, the order of requests and the auxiliary's draws."""
+    evaluate_every: int = 0
+    """Steps between two evaluations on the validation split; 0: four times an epoch."""
+    patience: int = 4
+    """Evaluations without a better validation AUC after which training stops."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    bootstrap: int = 200
+    """Resamples behind the interval of the test AUC."""
+
+    def __post_init__(self) -> None:
+        positive = ("history_length", "requests_per_batch", "epochs", "patience", "log_every")
+        for name in (*positive, "dense_learning_rate", "bootstrap"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("auxiliary_weight", "l2", "evaluate_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+    def changed(self, **changes: object) -> Experiment:
+        """A copy with other values."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,140 @@
+"""Predictions of a split over all ranks, and what the report wants to know of them.
+
+Shapes: S candidates, K chosen events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data.batch import RankingBatch
+from data.loader import RequestLoader
+from data.source import Split
+from data.store import EventStore
+from modules.ranker import RankerOutput
+from trainer.experiment import Experiment
+from trainer.metrics import Predictions
+from trainer.processes import Ranks, gather_rows
+from trainer.state import forward
+
+
+class AttentionByRecency:
+    """Mean attention weight by recency rank, learned and as if all events weighed the same."""
+
+    def __init__(self, history_length: int, device: torch.device) -> None:
+        self.weight = torch.zeros(history_length + 1, dtype=torch.float64, device=device)
+        self.with_length = torch.zeros_like(self.weight)
+        """Candidates by the length of their history."""
+
+    def update(self, output: RankerOutput, batch: RankingBatch) -> None:
+        """Adds a batch."""
+        size = len(self.weight)
+        self.weight += torch.bincount(
+            output.recency.flatten(), output.weights.flatten().double(), minlength=size
+        )
+        lengths = batch.history_lengths.repeat_interleave(batch.candidate_counts)
+        self.with_length += torch.bincount(lengths, minlength=size).to(self.with_length.device)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Sums over all ranks: collective."""
+        dist.all_reduce(self.weight)
+        dist.all_reduce(self.with_length)
+        recency = torch.arange(1, len(self.weight), device=self.weight.device)
+        share = self.with_length[1:] / recency
+        with_history = self.with_length[1:].sum().clamp(min=1)
+        uniform = share.flip(0).cumsum(0).flip(0) / with_history
+        return {
+            "recency": recency.tolist(),
+            "weight": (self.weight[1:] / with_history).tolist(),
+            "uniform": uniform.tolist(),
+        }
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    store: EventStore,
+    split: Split,
+    experiment: Experiment,
+    ranks: Ranks,
+    *,
+    each_batch: Callable[[RankerOutput, RankingBatch], None] = lambda output, batch: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Predictions:
+    """Scores every candidate of a split once. Collective; every rank gets all predictions.
+
+    Args:
+        each_batch: sees each output of this rank with its batch.
+        progress: told of the batches done and their number.
+    """
+    loader = RequestLoader(
+        store,
+        split,
+        requests_per_batch=experiment.requests_per_batch,
+        history_length=experiment.history_length,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=False,
+    )
+    model.eval()
+    rows: list[Tensor] = []
+    for done, batch in enumerate(loader, start=1):
+        batch = batch.to(ranks.device)
+        output = forward(model, batch)
+        each_batch(output, batch)
+        rows.append(_rows(output, batch))
+        progress(done, len(loader))
+    model.train()
+    probability, label, user, request = gather_rows(torch.cat(rows)).cpu().numpy().T
+    order = np.argsort(request, kind="stable")  # the same at every world size
+    return Predictions(
+        probability[order],
+        label[order].astype(np.int8),
+        user[order].astype(np.int64),
+        request[order].astype(np.int64),
+    )
+
+
+def _rows(output: RankerOutput, batch: RankingBatch) -> Tensor:
+    """(S, 4) float64, which holds ids below 2^53 exactly: one gather instead of four."""
+    columns = (
+        output.logits.double().sigmoid(),
+        batch.labels,
+        batch.context["user"].values()[batch.request_of],
+        batch.request_ids[batch.request_of],
+    )
+    return torch.stack([column.double() for column in columns], dim=1)
+
+
+class LookupCounter:
+    """Counts the rows that a model's collections look up, with and without gradient."""
+
+    def __init__(self, collections: list[tuple[str, nn.Module]]) -> None:
+        self._counts: dict[str, list[int]] = {}
+        self._hooks = [
+            bags.register_forward_pre_hook(self._count, prepend=True) for _, bags in collections
+        ]
+
+    def _count(self, bags: Any, args: tuple[Any]) -> None:
+        (ids,) = args
+        for table in bags.module_sharding_plan:
+            counts = self._counts.setdefault(table, [0, 0])
+            counts[torch.is_grad_enabled()] += ids.values().numel() // len(ids.keys())
+
+    def close(self, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
+        """Stops counting; rows of each table per step, all ranks together. Collective."""
+        for hook in self._hooks:
+            hook.remove()
+        totals = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=device)
+        dist.all_reduce(totals)
+        per_step = (totals / steps).tolist()
+        return {
+            name: {"with_gradient": with_gradient, "without_gradient": without}
+            for name, (without, with_gradient) in zip(self._counts, per_step, strict=True)
+        }

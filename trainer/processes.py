@@ -1,0 +1,116 @@
+"""The process group: one process per device, started by torchrun, TorchX or by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.errors import InputError
+
+TIMEOUT = datetime.timedelta(minutes=10)
+"""After which a rank that waits for a lost one gives up."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Rank 0 writes files and talks to the user."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Joins the process group that the environment names, or makes one of a single process.
+
+    NCCL with GPUs, gloo without. Always destroys the group: a process that ends with it open can
+    die in its exit handlers.
+    """
+    _quiet_dependencies()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        alone = "RANK" not in os.environ
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            **(
+                {"init_method": (Path(folder) / "store").as_uri(), "rank": 0, "world_size": 1}
+                if alone
+                else {}
+            ),
+            timeout=TIMEOUT,
+        )
+        try:
+            yield Ranks(
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+                local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+                device=device,
+            )
+        finally:
+            dist.destroy_process_group()
+
+
+def _quiet_dependencies() -> None:
+    """Silences warnings of the libraries about their own ways of calling each other."""
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
+    warnings.filterwarnings("ignore", message=".*(ShardedTensor|is_fx_tracing).*")
+
+
+def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
+    """Runs ``action`` on rank 0; where it is refused there, every rank ends with it.
+
+    Raises:
+        InputError: rank 0's own, with its message on rank 0 only.
+    """
+    refused: InputError | None = None
+    if ranks.first:
+        try:
+            action()
+        except InputError as error:
+            refused = error
+    failed = torch.tensor(int(refused is not None), device=ranks.device)
+    dist.broadcast(failed, src=0)
+    if refused:
+        raise refused
+    if failed:
+        raise InputError("Rank 0 ended the run; its message says why.")
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """(n, ...) of each rank -> those of all ranks, in the order of the ranks.
+
+    Ranks may have different numbers of rows. Tensors only: nothing is pickled.
+    """
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    longest = int(torch.cat(counts).max())
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.zeros_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)])

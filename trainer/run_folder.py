@@ -1,0 +1,206 @@
+"""The folder of a run: claimed by one job, its files written whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from data.errors import InputError
+from data.store import EventStore
+from trainer.experiment import Experiment
+
+
+RUN_FILES = (
+    "config.json", "plan.json", "metrics.jsonl", "analysis.json", "summary.json", "report.html",
+    "predictions-test.arrow", "evaluation-train.json", "evaluation-val.json", "evaluation-test.json",
+)  # fmt: skip
+
+
+class RunFolder:
+    """Rank 0's view of ``RUN/``; the layout is in docs/architecture.md."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: TextIO | None = None
+        self._made = False
+
+    @property
+    def started(self) -> bool:
+        """Has a run begun here?"""
+        return (self.path / "config.json").exists()
+
+    def claim(self, config: dict[str, Any], *, resume: bool, replace: bool) -> None:
+        """Takes the folder for this job until it ends.
+
+        Args:
+            config: what config.json will hold.
+            resume: a run there is continued.
+            replace: a run there is deleted.
+
+        Raises:
+            InputError: it is in use, holds a run that is not to be resumed, or another one.
+        """
+        self._made = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise InputError(f"The run folder {self.path} cannot be made: {error}") from error
+        try:
+            # the kernel lets go of it however the process ends
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{self.path} is in use by another job. Wait for it, or give another --out."
+            ) from error
+        if self.started and replace:
+            self._clear()
+        elif self.started:
+            self._check_same_run(config, resume)
+        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise InputError(f"{self.path} is not empty and holds no run. Give another --out.")
+        self.write("config.json", config)
+
+    def _check_same_run(self, config: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            raise InputError(
+                f"{self.path} holds a run already. Give another --out, continue it with --resume, "
+                "or start over with --replace."
+            )
+        before = read_config(self.path)
+        changed = [
+            f"{key}: {before['config'].get(key)} -> {value}"
+            for key, value in config["config"].items()
+            if before["config"].get(key) != value and key not in ("epochs", "patience", "sharding")
+        ]
+        if before["data"]["fingerprint"] != config["data"]["fingerprint"]:
+            changed.append("data: another store")
+        if changed:
+            raise InputError(
+                f"{self.path} cannot be resumed with other settings ({'; '.join(changed)}). "
+                "Only epochs, patience and sharding may change; else give another --out."
+            )
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file at once: readers see the old one or the new one."""
+        temporary = self.path / f".{name}"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(self.path / name)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops lines of metrics.jsonl that a resumed run will write again."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return
+        lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        temporary = self.path / ".metrics.jsonl"
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+        temporary.replace(file)
+
+    def abandon(self) -> None:
+        """After a failure: a run without a checkpoint leaves nothing behind."""
+        if self._lock is None or (self.path / "checkpoints" / "last").exists():
+            return
+        if self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+        elif self.started:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Deletes what a run writes, and nothing else that may lie there."""
+        for name in RUN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def describe_run(name: str, experiment: Experiment, store: EventStore) -> dict[str, Any]:
+    """What ``config.json`` holds: all that is needed to do it again."""
+    info = store.info
+    return {
+        "experiment": name,
+        "config": dataclasses.asdict(experiment),
+        "data": {
+            "source": info.source,
+            "fingerprint": info.fingerprint,
+            "seed": info.seed,
+            "users": info.users,
+            "events": info.events,
+            "items": info.items,
+            "requests": info.requests,
+            "best_auc": info.best_auc,
+        },
+        "versions": versions(),
+        "commit": commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """``config.json`` of a run.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    file = run / "config.json"
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{run} is no run folder: it has no config.json. Give the --out of a twofold train."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from error
+
+
+def read_experiment(config: dict[str, Any]) -> Experiment:
+    """The experiment that a ``config.json`` describes."""
+    try:
+        return TypeAdapter(Experiment).validate_python(config["config"])
+    except (KeyError, ValidationError) as error:
+        raise InputError(
+            f"config.json does not describe an experiment of this version: {error}"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("twofold", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Of the repository that this code runs from, with ``-dirty`` if files differ from it."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,148 @@
+"""A model under training: sharded tables with fused optimizers, dense parameters with Adam."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from data.batch import RankingBatch
+from data.store import EventStore
+from modules.loss import Losses, ranking_losses
+from modules.ranker import LifelongRanker, RankerOutput
+from sharding.apply import shard
+from sharding.plan import choose_plan, describe_plan
+from trainer.experiment import Experiment
+from trainer.processes import Ranks
+
+CANDIDATES_PER_REQUEST = 6
+"""For the planner's estimate of lookups only."""
+
+
+@dataclass
+class TrainState:
+    """All that changes while training, but for the position."""
+
+    model: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    dense: KeyedOptimizerWrapper
+    plan: dict[str, Any]
+    """What ``RUN/plan.json`` holds."""
+
+    def to_save(self) -> dict[str, Any]:
+        """For DCP."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def to_load(self) -> dict[str, Any]:
+        """Of the shape of what was saved: DCP fills it in place."""
+        if not self.dense.state_dict()["state"]:
+            # Adam has no slots before its first step, and DCP fills only slots that exist
+            for parameter in self.dense.params.values():
+                parameter.grad = torch.zeros_like(parameter)
+            self.dense.step()
+            self.dense.zero_grad()
+        return self.to_save()
+
+    def loaded(self, state: dict[str, Any]) -> None:
+        """Takes over what DCP filled."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def build_ranker(experiment: Experiment, store: EventStore) -> LifelongRanker:
+    """The model of an experiment for the fields of a store; its tables hold no memory yet."""
+    torch.manual_seed(experiment.seed)
+    fields = experiment.fields.fields(store.fields, experiment.history_length)
+    return LifelongRanker(experiment.model, fields, device=torch.device("meta"))
+
+
+def plan_ranker(
+    ranker: LifelongRanker,
+    experiment: Experiment,
+    *,
+    world_size: int,
+    local_world_size: int,
+    device_type: str,
+) -> tuple[ShardingPlan, dict[str, Any]]:
+    """The sharding plan, for TorchRec and as JSON."""
+    attended = experiment.model.top_k + (
+        experiment.model.auxiliary_others if experiment.model.auxiliary == "sampled" else 0
+    )
+    requests = -(-experiment.requests_per_batch // world_size)
+    plan = choose_plan(
+        ranker,
+        world_size=world_size,
+        local_world_size=local_world_size,
+        device_type=device_type,
+        lookups_per_rank=requests * CANDIDATES_PER_REQUEST * (1 + attended)
+        + requests * experiment.history_length,
+        config=experiment.sharding,
+    )
+    described = describe_plan(ranker, plan, world_size=world_size, optimizer=experiment.tables.kind)
+    return plan, described
+
+
+def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> TrainState:
+    """A sharded model at its start, with its optimizers."""
+    ranker = build_ranker(experiment, store)
+    plan, described = plan_ranker(
+        ranker,
+        experiment,
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        device_type=ranks.device.type,
+    )
+    model = shard(
+        ranker, plan, optimizer=experiment.tables, device=ranks.device, seed=experiment.seed
+    )
+    dense = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(model.named_parameters())),
+        lambda parameters: torch.optim.Adam(parameters, lr=experiment.dense_learning_rate),
+    )
+    return TrainState(model, CombinedOptimizer([model.fused_optimizer, dense]), dense, described)
+
+
+def forward(model: torch.nn.Module, batch: RankingBatch) -> RankerOutput:
+    """Scores the candidates of a batch."""
+    return model(
+        history=batch.history,
+        candidates=batch.candidates,
+        request_of=batch.request_of,
+        request_ids=batch.request_ids,
+        history_lengths=batch.history_lengths,
+        candidate_counts=batch.candidate_counts,
+        seed=batch.seed,
+    )
+
+
+def train_step(
+    state: TrainState, batch: RankingBatch, experiment: Experiment, world_size: int
+) -> Losses:
+    """One step on this rank's slice of a global batch.
+
+    Returns the terms of the loss: their mean over ranks is that of the global batch. The tables'
+    fused optimizers act within the backward pass.
+    """
+    losses = ranking_losses(
+        forward(state.model, batch),
+        batch.labels,
+        state.model,
+        num_candidates=batch.global_candidates / world_size,
+        auxiliary_weight=experiment.auxiliary_weight,
+        l2=experiment.l2,
+    )
+    state.dense.zero_grad()
+    losses.total().backward()
+    state.dense.step()
+    return Losses(*(term.detach() for term in losses))
+
+
+def probabilities(output: RankerOutput) -> Tensor:
+    """(S,) predicted click probabilities."""
+    return output.logits.sigmoid()

@@ -1,0 +1,272 @@
+"""One training run, from a store to a report."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+
+from data.batch import RankingBatch
+from data.loader import RequestLoader
+from data.source import Split
+from data.store import EventStore, write_arrow
+from modules.loss import Losses
+from sharding.apply import sharded_collections
+from sharding.batch_norm import refresh_statistics
+from trainer.checkpoint import Checkpoints, Position
+from trainer.experiment import Experiment
+from trainer.metrics import Metrics, Predictions, calibration_curve, evaluate
+from trainer.predict import AttentionByRecency, LookupCounter, predict
+from trainer.processes import Ranks, on_first_rank
+from trainer.progress import Display
+from trainer.report import write_report
+from trainer.run_folder import RunFolder, describe_run, versions
+from trainer.state import TrainState, build_state, forward, train_step
+from trainer.tables import plan_table, results_table
+
+EVALUATIONS_PER_EPOCH = 4
+STATISTICS_BATCHES = 16
+"""Training batches behind the batch-norm statistics of an evaluation."""
+
+
+class Trainer:
+    """Trains, evaluates and records one experiment. Every rank has one; rank 0's writes files."""
+
+    def __init__(
+        self, name: str, experiment: Experiment, data: Path, out: Path, ranks: Ranks
+    ) -> None:
+        self.name, self.experiment, self.ranks = name, experiment, ranks
+        self.store = EventStore.open(data)
+        self.loader = self._train_loader()
+        self.run = RunFolder(out)
+        self.checkpoints = Checkpoints(out, ranks)
+        self.position = Position()
+        self.state: TrainState
+        self._lookups: dict[str, Any] = {}
+
+    def _train_loader(self) -> RequestLoader:
+        return RequestLoader(
+            self.store,
+            "train",
+            requests_per_batch=self.experiment.requests_per_batch,
+            history_length=self.experiment.history_length,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            seed=self.experiment.seed,
+        )
+
+    def main(self, *, resume: bool = False, replace: bool = False) -> dict[str, Any]:
+        """The whole run; returns its summary on rank 0 and {} elsewhere."""
+        config = describe_run(self.name, self.experiment, self.store)
+        on_first_rank(self.ranks, lambda: self.run.claim(config, resume=resume, replace=replace))
+        try:
+            self.state = build_state(self.experiment, self.store, self.ranks)
+            with Display(shown=self.ranks.first) as display:
+                self._start(resume, display)
+                self._fit(display)
+                return self._finish(display)
+        except BaseException:
+            if self.ranks.first:
+                self.run.abandon()
+            raise
+
+    def _start(self, resume: bool, display: Display) -> None:
+        if resume and self.checkpoints.exists("last"):
+            self.position = self.checkpoints.load(self.state, "last")
+            self.loader.load_state_dict(
+                {"epoch": self.position.epoch, "batch": self.position.batch}
+            )
+            display.print(f"Resuming {self.run.path} at step {self.position.step}.")
+        if self.ranks.first:
+            self.run.forget_after(self.position.step)
+            self.run.write("plan.json", self.state.plan)
+        display.print(plan_table(self.state.plan))
+
+    def _fit(self, display: Display) -> None:
+        """The train loop."""
+        experiment, position = self.experiment, self.position
+        steps = experiment.epochs * len(self.loader)
+        every = experiment.evaluate_every or math.ceil(len(self.loader) / EVALUATIONS_PER_EPOCH)
+        counter, first_step = LookupCounter(sharded_collections(self.state.model)), position.step
+        meter = _Meter(self.ranks)
+        board = SummaryWriter(str(self.run.path / "tensorboard")) if self.ranks.first else None
+        while position.step < steps and position.evaluations_since_best < experiment.patience:
+            for batch in self.loader:
+                batch = batch.to(self.ranks.device, non_blocking=True)
+                meter.add(train_step(self.state, batch, experiment, self.ranks.world_size), batch)
+                position.step += 1
+                position.epoch, position.batch = self.loader.state_dict().values()
+                evaluates = position.step % every == 0 or position.step == steps
+                if evaluates or position.step % experiment.log_every == 0:
+                    record = meter.record(position)
+                    self._log(record, board)
+                    display.update(
+                        "train",
+                        position.step,
+                        steps,
+                        f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} samples/s",
+                    )
+                if evaluates:
+                    self._lookups = self._lookups or counter.close(
+                        position.step - first_step, self.ranks.device
+                    )
+                    self._validate(display, board)
+                    meter.restart_clock()
+                    if position.evaluations_since_best >= experiment.patience:
+                        display.print("Validation AUC has stopped rising: early stop.")
+                        break
+        if board:
+            board.close()
+
+    def _validate(self, display: Display, board: SummaryWriter | None) -> None:
+        """Evaluates on the validation split and saves a checkpoint."""
+        position = self.position
+        refresh_statistics(
+            self.state.model,
+            (
+                forward(self.state.model, batch.to(self.ranks.device))
+                for batch in itertools.islice(self._train_loader(), STATISTICS_BATCHES)
+            ),
+        )
+        metrics = self._metrics("val", display)[0]
+        # a split of one class has no AUC: then the latest is the best
+        auc = None if math.isnan(metrics.auc) else metrics.auc
+        better = auc is None or position.best_auc is None or auc > position.best_auc
+        if better:
+            position.best_auc, position.best_step = auc, position.step
+        position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
+        record = {"kind": "eval", "split": "val", "step": position.step, **metrics.to_json()}
+        self._log(record, board)
+        display.print(
+            f"step {position.step:>6}  validation AUC {metrics.auc:.4f}  "
+            f"log loss {metrics.logloss:.4f}{'  (best)' if better else ''}"
+        )
+        self.checkpoints.save(self.state, position, ("last", "best") if better else ("last",))
+
+    def _finish(self, display: Display) -> dict[str, Any]:
+        """Tests the best checkpoint and writes what is left of the run folder."""
+        position = self.position
+        self.checkpoints.load(self.state, "best")
+        recency = AttentionByRecency(self.experiment.history_length, self.ranks.device)
+        metrics, predictions = self._metrics("test", display, recency)
+        analysis = {
+            "lookups": self._lookups,
+            "attention_by_recency": recency.to_json(),
+            "calibration": _lists(calibration_curve(predictions.probability, predictions.label)),
+        }
+        if not self.ranks.first:
+            return {}
+        summary = {
+            "model": self.name,
+            "dataset": self.store.info.source,
+            "split": "test",
+            **metrics.to_json(),
+            "train_samples": position.samples,
+            "train_seconds": position.seconds,
+            "samples_per_second": position.samples / max(position.seconds, 1e-9),
+            "loss_first": position.loss_first,
+            "loss_last": position.loss_last,
+            "steps": position.step,
+            "best_step": position.best_step,
+            "validation_auc": position.best_auc,
+            "seed": self.experiment.seed,
+            "world_size": self.ranks.world_size,
+            "best_reachable_auc": self.store.info.best_auc,
+            "versions": versions(),
+        }
+        write_predictions(self.run.path / "predictions-test.arrow", predictions)
+        self.run.write("analysis.json", analysis)
+        self.run.write("summary.json", summary)
+        write_report(self.run.path / "report.html", [self.run.path], title=f"Twofold: {self.name}")
+        display.print(results_table({self.name: summary}))
+        display.print(f"Report: {self.run.path / 'report.html'}")
+        return summary
+
+    def _metrics(
+        self, split: Split, display: Display, recency: AttentionByRecency | None = None
+    ) -> tuple[Metrics, Predictions]:
+        """Computed on every rank, so that all decide alike."""
+        predictions = predict(
+            self.state.model,
+            self.store,
+            split,
+            self.experiment,
+            self.ranks,
+            each_batch=recency.update if recency else lambda output, batch: None,
+            progress=lambda done, total: display.update(split, done, total),
+        )
+        resamples = self.experiment.bootstrap if split == "test" and self.ranks.first else 0
+        return evaluate(predictions, bootstrap=resamples), predictions
+
+    def _log(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
+        if not board:
+            return
+        self.run.append(record)
+        prefix = record.get("split", "train")
+        for key, value in record.items():
+            if isinstance(value, float) and key != "seconds":
+                board.add_scalar(f"{prefix}/{key}", value, record["step"])
+
+
+class _Meter:
+    """Sums losses on the device and reads them when a line is written, not in each step."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.restart_clock()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums = torch.zeros(len(Losses._fields), device=self.ranks.device)
+        self.steps = self.samples = 0
+
+    def restart_clock(self) -> None:
+        """Leaves out the time since the last record."""
+        self.since = time.perf_counter()
+
+    def add(self, losses: Losses, batch: RankingBatch) -> None:
+        """One step."""
+        self.sums += torch.stack([*losses])
+        self.steps += 1
+        self.samples += batch.global_candidates
+
+    def record(self, position: Position) -> dict[str, Any]:
+        """Means over the steps since the last record, of all ranks; adds them to ``position``."""
+        dist.all_reduce(self.sums)
+        main, auxiliary, l2 = (self.sums / (self.steps * self.ranks.world_size)).tolist()
+        seconds = time.perf_counter() - self.since
+        position.samples += self.samples
+        position.seconds += seconds
+        position.loss_first = main if position.loss_first is None else position.loss_first
+        position.loss_last = main
+        record = {
+            "kind": "train",
+            "step": position.step,
+            "epoch": position.epoch,
+            "samples": position.samples,
+            "seconds": position.seconds,
+            "samples_per_second": self.samples / seconds,
+            "loss": main,
+            "auxiliary": auxiliary,
+            "l2": l2,
+        }
+        self._clear()
+        self.restart_clock()
+        return record
+
+
+def write_predictions(file: Path, predictions: Predictions) -> None:
+    """Predictions of a split as one Arrow file, in the order of the requests."""
+    write_arrow(
+        file, {name: getattr(predictions, name) for name in predictions.__dataclass_fields__}
+    )
+
+
+def _lists(curve: Any) -> dict[str, list]:
+    return {name: values.tolist() for name, values in curve._asdict().items()}
