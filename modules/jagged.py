@@ -13,6 +13,8 @@ from torch import Tensor
 BLOCK_EVENTS = 65_536
 """Events in a block, padding included: large enough for matrix products, small enough that the
 gathered keys (12 MB at 48 floats) stay near the cache."""
+BLOCK_SCORES = 4_194_304
+"""Scores in a block (B * C * L): bounds the memory where a request ranks a whole catalogue."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def blocks(
     while begin < with_history:
         longest = int(sorted_lengths[begin])
         at_least_half = int((sorted_lengths * 2 >= longest).sum())
-        end = min(begin + max(1, BLOCK_EVENTS // longest), at_least_half)
+        fit = min(BLOCK_EVENTS, BLOCK_SCORES // int(candidate_counts.max())) // longest
+        end = min(begin + max(1, fit), at_least_half)
         chosen = order[begin:end]
         rows, row_mask = _padded(first_row[chosen], history_lengths[chosen], padding=0)
         candidates, _ = _padded(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.head import InterestHead
 from modules.ranker import RankerOutput
 
 
@@ -64,11 +65,11 @@ def l2_penalty(module: nn.Module) -> Tensor:
     """Sum of squares of both heads' parameters, biases left out, batch-norm gains and PReLU slopes
     included. Tables are not regularised.
     """
-    return sum(
-        (
-            parameter.square().sum()
-            for name, parameter in module.named_parameters()
-            if "head." in name and not name.endswith("bias")
-        ),
-        start=torch.zeros(()),
+    heads = (child for child in module.modules() if isinstance(child, InterestHead))
+    squares = (
+        parameter.square().sum()
+        for head in heads
+        for name, parameter in head.named_parameters()
+        if not name.endswith("bias")
     )
+    return sum(squares, start=torch.zeros(()))

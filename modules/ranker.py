@@ -5,6 +5,7 @@ Shapes: R requests, S candidates, N events of all histories together, K chosen e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -18,7 +19,7 @@ from modules.jagged import Block, blocks, first_rows
 from modules.random import uniform
 from modules.score import Score, ScoreKind
 from modules.search import Selection, sample_others, top_k
-from modules.tables import DecoupledTables, FieldConfig, Ids, SharedTables, Tables
+from modules.tables import DecoupledTables, FieldConfig, Ids, Rows, SharedTables, Tables
 
 Sharing = Literal["decoupled", "shared"]
 Auxiliary = Literal["full", "sampled", "none"]
@@ -148,10 +149,12 @@ class LifelongRanker(nn.Module):
         )
         if self.config.auxiliary == "full" and self.training:
             return self._forward_full(batch)
-        draw = uniform(
-            seed, request_ids[request_of], _rank_in_request(request_of, candidate_counts)
+        return self._forward_fast(
+            batch,
+            draw=lambda: uniform(
+                seed, request_ids[request_of], _rank_in_request(request_of, candidate_counts)
+            ),
         )
-        return self._forward_fast(batch, draw)
 
     def _forward_full(self, batch: _Batch) -> RankerOutput:
         """Gradient reaches every event, through the auxiliary attention over the whole history."""
@@ -169,39 +172,59 @@ class LifelongRanker(nn.Module):
             batch.recency(chosen),
         )
 
-    def _forward_fast(self, batch: _Batch, draw: Tensor) -> RankerOutput:
+    def _forward_fast(self, batch: _Batch, draw: Callable[[], Tensor]) -> RankerOutput:
         """Searches without gradient, then looks up again, with gradient, what attention needs."""
-        k, others = self.config.top_k, self.config.auxiliary_others
-        with torch.no_grad():
-            keys, queries = self.tables.attend(batch.events, batch.candidates)
-            keys, queries = self.score.key(keys), self.score.query(queries)
-            chosen = attended = top_k(queries, keys, batch.blocks, k)
+        chosen = self._search(batch)
+        attended, log_weight = chosen, None
         with_auxiliary = self.training and self.config.auxiliary == "sampled"
         if with_auxiliary:
-            rest, log_weight = sample_others(chosen, batch.first_row, batch.length, others, draw)
-            attended = Selection(
-                torch.cat([chosen.rows, rest.rows], 1), torch.cat([chosen.valid, rest.valid], 1)
-            )
-        # padding is id 0: with an event's ids, an optimizer with momentum would move its row
-        rows, valid = attended.rows.flatten(), attended.valid.flatten()
-        events = {name: _take(ids, rows) * valid for name, ids in batch.events.items()}
-        keys, queries, values, targets = self.tables(events, batch.candidates)
-        keys = self.score.key(keys).unflatten(0, attended.rows.shape)
-        queries = self.score.query(queries)
-        values = values.unflatten(0, attended.rows.shape)
+            attended, log_weight = self._add_others(chosen, batch, draw())
+        keys, queries, values, targets = self._look_up(attended, batch)
+        k = self.config.top_k
         interests, weights = attend_chosen(queries, keys[:, :k], values[:, :k], chosen.valid)
         auxiliary_logits = None
         if with_auxiliary:
-            log_weights = torch.cat(
-                [log_weight.new_zeros(chosen.rows.shape), log_weight.expand_as(rest.rows)], 1
-            )
-            sampled_interests, _ = attend_chosen(queries, keys, values, attended.valid, log_weights)
-            auxiliary_logits = self.auxiliary_head(targets, sampled_interests)
+            wider_interests, _ = attend_chosen(queries, keys, values, attended.valid, log_weight)
+            auxiliary_logits = self.auxiliary_head(targets, wider_interests)
         return RankerOutput(
             self.head(targets, interests),
             auxiliary_logits,
             weights.detach(),
             batch.recency(chosen),
+        )
+
+    @torch.no_grad()
+    def _search(self, batch: _Batch) -> Selection:
+        keys, queries = self.tables.attend(batch.events, batch.candidates)
+        return top_k(
+            self.score.query(queries), self.score.key(keys), batch.blocks, self.config.top_k
+        )
+
+    def _add_others(
+        self, chosen: Selection, batch: _Batch, draw: Tensor
+    ) -> tuple[Selection, Tensor]:
+        """The chosen events and M others, (S, K + M), and what their scores are raised by."""
+        others, log_weight = sample_others(
+            chosen, batch.first_row, batch.length, self.config.auxiliary_others, draw
+        )
+        both = Selection(
+            torch.cat([chosen.rows, others.rows], dim=1),
+            torch.cat([chosen.valid, others.valid], dim=1),
+        )
+        raised = [log_weight.new_zeros(chosen.rows.shape), log_weight.expand_as(others.rows)]
+        return both, torch.cat(raised, dim=1)
+
+    def _look_up(self, attended: Selection, batch: _Batch) -> Rows:
+        """Rows of each candidate's own events, (S, K, ...), and of the candidates."""
+        # padding is id 0: with an event's ids, an optimizer with momentum would move its row
+        rows, valid = attended.rows.flatten(), attended.valid.flatten()
+        events = {name: _take(ids, rows) * valid for name, ids in batch.events.items()}
+        keys, queries, values, targets = self.tables(events, batch.candidates)
+        return Rows(
+            self.score.key(keys).unflatten(0, attended.rows.shape),
+            self.score.query(queries),
+            values.unflatten(0, attended.rows.shape),
+            targets,
         )
 
 

@@ -100,12 +100,15 @@ class SharedTables(nn.Module):
     def __init__(self, fields: tuple[FieldConfig, ...], device: torch.device | None = None) -> None:
         super().__init__()
         for f in fields:
-            if f.attention_dim != f.representation_dim:
-                raise ValueError(
-                    f"Shared tables have one width, but field {f.name!r} has attention_dim "
-                    f"{f.attention_dim} and representation_dim {f.representation_dim}. Make them "
-                    "equal, or take sharing='decoupled'."
-                )
+            for what in ("dim", "init_std"):
+                attention = getattr(f, f"attention_{what}")
+                representation = getattr(f, f"representation_{what}")
+                if attention != representation:
+                    raise ValueError(
+                        f"Shared tables serve both tasks, but field {f.name!r} has "
+                        f"attention_{what} {attention} and representation_{what} {representation}. "
+                        "Make them equal, or take sharing='decoupled'."
+                    )
         self.shared = _collection(
             {f"shared_{f.name}": (f, f.attention_dim) for f in fields}, device
         )

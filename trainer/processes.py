@@ -76,7 +76,8 @@ def _quiet_dependencies() -> None:
     """Silences warnings of the libraries about their own ways of calling each other."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchrec")
+    for module in ("torchrec", "torch.distributed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     warnings.filterwarnings("ignore", message=".*(ShardedTensor|is_fx_tracing).*")
 
 

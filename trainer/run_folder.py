@@ -20,10 +20,10 @@ from data.errors import InputError
 from data.store import EventStore
 from trainer.experiment import Experiment
 
-
 RUN_FILES = (
     "config.json", "plan.json", "metrics.jsonl", "analysis.json", "summary.json", "report.html",
-    "predictions-test.arrow", "evaluation-train.json", "evaluation-val.json", "evaluation-test.json",
+    "predictions-test.arrow",
+    "evaluation-train.json", "evaluation-val.json", "evaluation-test.json",
 )  # fmt: skip
 
 

@@ -30,13 +30,17 @@ EVENTS = {"item": torch.tensor([7, 1, 7]), "category": torch.tensor([0, 4, 2])}
 CANDIDATES = {"item": torch.tensor([1, 9]), "category": torch.tensor([4, 4])}
 
 
-def widths_equal(field: FieldConfig) -> FieldConfig:
-    return dataclasses.replace(field, representation_dim=field.attention_dim)
+def sides_equal(field: FieldConfig) -> FieldConfig:
+    return dataclasses.replace(
+        field,
+        representation_dim=field.attention_dim,
+        representation_init_std=field.attention_init_std,
+    )
 
 
 def make(kind: type[nn.Module]) -> nn.Module:
     fields = (ITEM, CATEGORY)
-    return kind(fields if kind is DecoupledTables else tuple(map(widths_equal, fields)))
+    return kind(fields if kind is DecoupledTables else tuple(map(sides_equal, fields)))
 
 
 def table(tables: nn.Module, side: str, field: str) -> Tensor:
