@@ -5,6 +5,7 @@ Shapes: R requests, S candidates, N events of all histories together, K chosen e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -65,7 +66,7 @@ class RankerConfig:
                 raise ValueError(
                     f"{name} is one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}."
                 )
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
 
 

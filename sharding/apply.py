@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 from modules.ranker import LifelongRanker
 from modules.tables import initialize_shard_
 from sharding.batch_norm import use_global_batch_norm
-from sharding.plan import FusedBagSharder
+from sharding.plan import FusedBagSharder, PlanError
 
 _KINDS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -34,20 +35,23 @@ class TableOptimizer:
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     """adam runs on CUDA only; FBGEMM has no CPU kernel for it."""
     learning_rate: float = 0.05
+    """Of all tables."""
     eps: float = 1e-8
+    """Keeps the first steps finite; sgd has none."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+        for name in ("learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
 
     def fused_params(self, device_type: str) -> dict[str, Any]:
         """What TorchRec's sharders want.
 
         Raises:
-            ValueError: FBGEMM has no such kernel on the device.
+            PlanError: FBGEMM has no such kernel on the device.
         """
         if self.kind == "adam" and device_type == "cpu":
-            raise ValueError(
+            raise PlanError(
                 "FBGEMM's fused Adam runs on CUDA only; on CPUs take rowwise_adagrad, adagrad or "
                 "sgd (--tables.kind)."
             )

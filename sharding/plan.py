@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ ShardingKind = Literal["table_wise", "row_wise", "column_wise"]
 
 
 class PlanError(ValueError):
-    """No plan fits: the message says what was asked of which machine."""
+    """What was asked of the tables cannot be had on this machine: the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,14 @@ class ShardingConfig:
     """Column-wise is left out by default: a row-wise optimizer keeps a state per column shard, and
     such a checkpoint cannot be loaded under another plan."""
     table_kinds: dict[str, ShardingKind] = dataclasses.field(default_factory=dict)
-    """Fixes single tables, e.g. ``attention_item row_wise``."""
+    """Fixes single tables, e.g. attention_item row_wise."""
     memory_gib: float = 16.0
     """Memory of one rank that the planner may count on, in GiB."""
 
     def __post_init__(self) -> None:
         if not self.kinds:
             raise ValueError("kinds must name at least one of table_wise, row_wise, column_wise.")
-        if self.memory_gib <= 0:
+        if not 0 < self.memory_gib < math.inf:
             raise ValueError(f"memory_gib must be positive, got {self.memory_gib}.")
 
 
@@ -79,12 +80,11 @@ def choose_plan(
         config: what is allowed.
 
     Raises:
-        PlanError: nothing fits.
-        ValueError: a table named in ``config`` does not exist.
+        PlanError: nothing fits, or a table named in ``config`` does not exist.
     """
     tables = [t.name for _, bags in collections(model) for t in bags.embedding_bag_configs()]
     if unknown := config.table_kinds.keys() - set(tables):
-        raise ValueError(f"Sharding set for unknown tables {sorted(unknown)}; there are {tables}.")
+        raise PlanError(f"Sharding set for unknown tables {sorted(unknown)}; there are {tables}.")
     capacity = int(config.memory_gib * 2**30)
     planner = EmbeddingShardingPlanner(
         topology=Topology(

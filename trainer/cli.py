@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
+
+from data.errors import InputError
+from trainer.commands.parsing import choose, wants_help
 
 HELP = """\
 Twofold trains click-through-rate models over lifelong user histories.
@@ -23,9 +25,13 @@ usage: twofold COMMAND [options]        twofold COMMAND --help
 
 Several processes:  torchrun --nproc-per-node 2 -m trainer.main train ...
                     torchx run -- EXPERIMENT --data STORE --out RUN
-Exit codes: 0 done, 2 wrong usage or input, 1 failure.
+Exit codes: 0 done, 2 wrong usage or input, or Ctrl-C, 1 failure.
 """
 COMMANDS = ("doctor", "prepare", "train", "evaluate", "demo")
+INTERRUPTED = {
+    "prepare": "Interrupted. Nothing was written.",
+    "train": "Interrupted. Complete checkpoints are kept: go on from them with --resume.",
+}
 
 
 def main() -> NoReturn:
@@ -35,42 +41,31 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line and returns its exit code."""
-    name, *rest = arguments or ["--help"]
-    if name in ("-h", "--help", "help"):
+    if not arguments or wants_help(arguments):
         print(HELP, end="")
         return 0
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        _complain(f"There is no command {name!r}.{hint} Commands: {', '.join(COMMANDS)}.")
-        return 2
     try:
+        name = choose("command", COMMANDS, arguments, "twofold COMMAND [options]")
         # imported only now: `twofold --help` does not wait for torch
-        return importlib.import_module(f"trainer.commands.{name}").main(rest)
+        return importlib.import_module(f"trainer.commands.{name}").main(arguments[1:])
     except KeyboardInterrupt:
-        _complain("Interrupted. Complete checkpoints are kept: train --resume goes on from them.")
+        _complain(INTERRUPTED.get(arguments[0], "Interrupted."))
         return 2
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except Exception as error:
-        if not _is_users(error):
-            traceback.print_exc()
-            return 1
+    except InputError as error:
         _complain(str(error))
         return 2
-
-
-def _is_users(error: Exception) -> bool:
-    from data.errors import InputError
-
-    # no plan was chosen where planning was never imported
-    planning = sys.modules.get("sharding.plan")
-    return isinstance(error, InputError) or (
-        planning is not None and isinstance(error, planning.PlanError)
-    )
+    except BrokenPipeError:
+        # who read our output has left, as in `twofold ... | head`; nor may the exit flush to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
 
 
 def _complain(message: str) -> None:
-    """One message: ranks beside the first would only repeat it."""
+    """One message: before the process group is there all ranks know the same."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"twofold: {message}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,20 @@ REPORTED = (
 """What summary.json says of each model."""
 
 
-def main(
-    out: Path = Path("runs/demo"),
-    store: Path = Path("stores/completejourney"),
-    processes: int = 2,
-    seed: int = 1,
-    overrides: tuple[str, ...] = (),
-) -> int:
+def main(out: Path, store: Path, processes: int, seed: int, overrides: Sequence[str] = ()) -> int:
     """Prepares completejourney, trains DARE and its single-table twin, compares them on test.
 
+    Returns the exit code.
+
     Args:
-        out: Folder of the two runs, summary.json and report.html; what it held is replaced.
-        store: Event store; prepared if it is not there.
-        processes: Ranks of each training job.
-        seed: Of both trainings.
-        overrides: Further flags of both trainings, after a --, e.g. -- --history-length 200
+        out: folder of the two runs, ``summary.json`` and ``report.html``.
+        store: event store; prepared if it is not there.
+        processes: ranks of each training job.
+        seed: of both trainings.
+        overrides: further flags of both trainings.
     """
+    if processes < 1:
+        raise InputError(f"--processes must be at least 1, got {processes}.")
     console, begun = Console(), time.monotonic()
     _open_or_prepare(store, console)
     for model in MODELS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from modules.ranker import RankerConfig
@@ -24,7 +25,7 @@ class FieldWidths:
     representation_dim: int = 16
     """Representation width of a field."""
     attention_dims: dict[str, int] = field(default_factory=dict)
-    """Attention width of single fields, e.g. ``item 8 category 4``."""
+    """Attention width of single fields, e.g. item 8 category 4."""
     representation_dims: dict[str, int] = field(default_factory=dict)
     """Representation width of single fields."""
     attention_init_std: float = 1.0
@@ -32,6 +33,17 @@ class FieldWidths:
     search already finds the events of the same item and category. 0.01 is the paper's start."""
     representation_init_std: float = 0.01
     """Start of the representation rows, and of the attention rows of the other fields."""
+
+    def __post_init__(self) -> None:
+        for name in ("attention_init_std", "representation_init_std"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
+        for dim in (
+            self.attention_dim, self.representation_dim,
+            *self.attention_dims.values(), *self.representation_dims.values(),
+        ):  # fmt: skip
+            if not 1 <= dim < 2**31:
+                raise ValueError(f"Widths must be positive and below 2**31, got {dim}.")
 
     def fields(
         self, vocabularies: list[tuple[str, int]], recencies: int
@@ -72,9 +84,13 @@ class Experiment:
     """What to train, on how much history, and how. Each field is a flag of ``twofold train``."""
 
     model: RankerConfig = field(default_factory=RankerConfig)
+    """The two-stage ranker: search, attention, heads."""
     fields: FieldWidths = field(default_factory=FieldWidths)
+    """Widths and starts of the tables of every field of an event."""
     tables: TableOptimizer = field(default_factory=TableOptimizer)
+    """The tables' optimizer, fused into the backward pass."""
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    """What the sharding planner may choose from."""
     history_length: int = 800
     """Most recent events of each history that are kept."""
     requests_per_batch: int = 340
@@ -82,13 +98,13 @@ class Experiment:
     epochs: int = 1
     """Passes over the training requests."""
     dense_learning_rate: float = 1e-3
-    """Adam's, for everything that is not a table."""
+    """Learning rate of Adam, for everything that is not a table."""
     auxiliary_weight: float = 1.0
-    """Of the auxiliary loss."""
+    """Weight of the auxiliary loss."""
     l2: float = 1e-6
-    """Of the sum of squares of the heads' weights."""
+    """Weight of the sum of squares of the heads' weights."""
     seed: int = 1
-    """Of the start of all parameters, the order of requests and the auxiliary's draws."""
+    """Seed of all parameters' start, the order of requests and the auxiliary's draws."""
     evaluate_every: int = 0
     """Steps between two evaluations on the validation split; 0: four times an epoch."""
     patience: int = 4
@@ -99,13 +115,22 @@ class Experiment:
     """Resamples behind the interval of the test AUC."""
 
     def __post_init__(self) -> None:
-        positive = ("history_length", "requests_per_batch", "epochs", "patience", "log_every")
-        for name in (*positive, "dense_learning_rate", "bootstrap"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in (
+            "history_length", "requests_per_batch", "epochs", "patience", "log_every", "bootstrap"
+        ):  # fmt: skip
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ValueError(
+                    f"{name} must be positive and below 2**31, got {getattr(self, name)}."
+                )
+        if not 0 < self.dense_learning_rate < math.inf:
+            raise ValueError(
+                f"dense_learning_rate must be positive, got {self.dense_learning_rate}."
+            )
         for name in ("auxiliary_weight", "l2", "evaluate_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}.")
 
     def changed(self, **changes: object) -> Experiment:
         """A copy with other values."""

@@ -6,17 +6,18 @@ import contextlib
 import datetime
 import logging
 import os
-import tempfile
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data.errors import InputError
+from sharding.plan import PlanError
 
 TIMEOUT = datetime.timedelta(minutes=10)
 """After which a rank that waits for a lost one gives up."""
@@ -37,39 +38,73 @@ class Ranks:
         return self.rank == 0
 
 
+class RefusedElsewhere(InputError):
+    """Another rank refused, and says why."""
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[Ranks]:
     """Joins the process group that the environment names, or makes one of a single process.
 
     NCCL with GPUs, gloo without. Always destroys the group: a process that ends with it open can
-    die in its exit handlers.
+    die in its exit handlers. A user's mistake becomes one message, whichever ranks find it, and
+    exit code 2; SIGTERM, by which torchrun ends the other ranks, an exception.
     """
     _quiet_dependencies()
+    signal.signal(signal.SIGTERM, _end)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    with tempfile.TemporaryDirectory() as folder:
-        alone = "RANK" not in os.environ
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            **(
-                {"init_method": (Path(folder) / "store").as_uri(), "rank": 0, "world_size": 1}
-                if alone
-                else {}
-            ),
-            timeout=TIMEOUT,
-        )
-        try:
-            yield Ranks(
-                rank=dist.get_rank(),
-                world_size=dist.get_world_size(),
-                local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-                device=device,
-            )
-        finally:
-            dist.destroy_process_group()
+    store, rank, world_size = (
+        next(dist.rendezvous("env://", timeout=TIMEOUT))
+        if "RANK" in os.environ
+        else (dist.HashStore(), 0, 1)
+    )
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=TIMEOUT,
+    )
+    ranks = Ranks(
+        rank=rank,
+        world_size=world_size,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        device=device,
+    )
+    try:
+        with _told_once(store):
+            yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _told_once(store: dist.Store) -> Iterator[None]:
+    """Of all ranks that end, the first one says why.
+
+    The others may find the same mistake, or only lose their connections.
+    """
+    try:
+        yield
+    except (InputError, PlanError) as error:
+        if not isinstance(error, RefusedElsewhere) and store.add("told", 1) == 1:
+            print(f"twofold: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        store.add("told", 1)
+        raise
+    except Exception as error:
+        if store.add("told", 0):
+            raise SystemExit(1) from error
+        raise
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _quiet_dependencies() -> None:
@@ -85,7 +120,7 @@ def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
     """Runs ``action`` on rank 0; where it is refused there, every rank ends with it.
 
     Raises:
-        InputError: rank 0's own, with its message on rank 0 only.
+        InputError: rank 0's own; on the others a RefusedElsewhere.
     """
     refused: InputError | None = None
     if ranks.first:
@@ -98,7 +133,7 @@ def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
     if refused:
         raise refused
     if failed:
-        raise InputError("Rank 0 ended the run; its message says why.")
+        raise RefusedElsewhere("Rank 0 ended the run; its message says why.")
 
 
 def gather_rows(rows: Tensor) -> Tensor:

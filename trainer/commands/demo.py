@@ -1,11 +1,45 @@
 """``twofold demo``: the main job."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from trainer import demo
 from trainer.commands.parsing import parse
 
 
+class Order(NamedTuple):
+    """What was asked for."""
+
+    out: Path
+    store: Path
+    processes: int
+    seed: int
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
-    return parse(demo.main, "demo", arguments)
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    order: Order = parse(_parser, "demo", arguments[:end])
+    return demo.main(*order, overrides=arguments[end + 1 :])
+
+
+def _parser(
+    out: Path = Path("runs/demo"),
+    store: Path = Path("stores/completejourney"),
+    processes: int = 2,
+    seed: int = 1,
+) -> Order:
+    """Prepares a real log, trains DARE and its single-table twin on it, compares them on test.
+
+    What follows a -- goes to both trainings:
+    twofold demo --processes 1 -- --history-length 200 --epochs 2
+
+    Args:
+        out: Folder of the two runs, summary.json and report.html; what it held is replaced.
+        store: Event store of completejourney; prepared if it is not there.
+        processes: Ranks of each training job.
+        seed: Seed of both trainings.
+    """
+    return Order(out, store, processes, seed)

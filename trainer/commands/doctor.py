@@ -8,4 +8,12 @@ from trainer.commands.parsing import parse
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
-    return parse(doctor.main, "doctor", arguments)
+    parse(_parser, "doctor", arguments)
+    return doctor.main()
+
+
+def _parser() -> None:
+    """Is this machine ready? Versions, FBGEMM, devices, limits, and the line that repairs each.
+
+    Exit code 2 if something would stop a run.
+    """

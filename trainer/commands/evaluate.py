@@ -38,10 +38,12 @@ def _parser(
 ) -> Order:
     """Scores a trained run's checkpoint on a split, at any world size.
 
+    Example: twofold evaluate runs/demo/dare --data stores/completejourney --split val
+
     Args:
         run: Run folder.
         data: The event store that the run was trained on.
-        split: What to score.
-        checkpoint: Which checkpoint.
+        split: Which requests.
+        checkpoint: best: highest validation AUC; last: end of training.
     """
     return Order(run, data, split, checkpoint)

@@ -1,44 +1,69 @@
 """``twofold prepare SOURCE``: turns a log into an event store."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from rich.console import Console
 
 from data.prepare import prepare
 from data.sources import SOURCES
 from data.store import StoreInfo
-from trainer.commands.parsing import NO_PREFIX, parse_one_of
+from trainer.commands.parsing import choose, first_paragraph, parse, print_choices, wants_help
 from trainer.tables import store_table
+
+USAGE = "twofold prepare SOURCE --out STORE [options]"
+EXAMPLES = {
+    "completejourney": "",
+    "taobao": "--path UserBehavior.csv",
+    "tmall": "--path user_log_format1.csv",
+    "table": "--path log.csv --user customer --item product --time date --label bought",
+    "synthetic": "--users 10_000 --events-per-user 500",
+}
+"""Options beside --out, for the help of each source."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
-    builders = {name: _builder(source) for name, source in SOURCES.items()}
-    build = parse_one_of(builders, "prepare", arguments)
+    if wants_help(arguments):
+        sentences = {name: _sentence(source) for name, source in SOURCES.items()}
+        more = "Options of a source, with an example: twofold prepare table --help"
+        print_choices("Turns a log into an event store.", USAGE, sentences, more)
+        return 0
+    name = choose("source", SOURCES, arguments, USAGE)
+    build = parse(_builder(name, SOURCES[name]), f"prepare {name}", arguments[1:])
     Console().print(store_table(dataclasses.asdict(build())))
     return 0
 
 
-def _builder(source_type: type) -> Callable[..., Callable[[], StoreInfo]]:
+def _sentence(source_type: type) -> str:
+    return first_paragraph(inspect.getdoc(inspect.getmodule(source_type)))
+
+
+def _builder(name: str, source_type: type) -> Callable[..., Callable[[], StoreInfo]]:
     def builder(
-        source: Annotated[source_type, NO_PREFIX],
+        source: Annotated[source_type, tyro.conf.arg(name="")],
         out: Path,
         seed: int = 0,
         partitions: int | None = None,
-        force: bool = False,
+        force: tyro.conf.FlagCreatePairsOff[bool] = False,
     ) -> Callable[[], StoreInfo]:
         return lambda: prepare(source, out, seed=seed, partitions=partitions, overwrite=force)
 
-    builder.__doc__ = f"""{source_type.__doc__}
+    builder.__doc__ = f"""{_sentence(source_type)}
+
+    {first_paragraph(source_type.__doc__)}
+
+    Example: twofold prepare {name} --out stores/{name} {EXAMPLES[name]}
 
     Args:
         source: The log.
         out: Folder of the store.
-        seed: Of all random draws.
-        partitions: Number of partitions; by default one for every 5 million events.
+        seed: Seed of all random draws.
+        partitions: Number of partitions; by default one for every 2 million events.
         force: Replace a store at --out once the new one is complete.
     """
     return builder

@@ -1,21 +1,33 @@
 """``twofold train EXPERIMENT``: trains an experiment on a store."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import tyro
+
 from data.errors import InputError
-from trainer.commands.parsing import NO_PREFIX, parse_one_of
+from trainer.commands.parsing import choose, first_paragraph, parse, print_choices, wants_help
 from trainer.experiment import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.processes import process_group
 from trainer.train import Trainer
 
+USAGE = "twofold train EXPERIMENT --data STORE --out RUN [options]"
+
+FLAGS = """Args:
+    data: Event store made by twofold prepare.
+    out: Run folder.
+    resume: Continue the run at --out from its last checkpoint, if it has one.
+    replace: Delete the run at --out, if there is one, and start over.
+    experiment: Overrides.
+"""
+
 
 class Order(NamedTuple):
     """What was asked for."""
 
-    name: str
     experiment: Experiment
     data: Path
     out: Path
@@ -25,10 +37,17 @@ class Order(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
-    parsers = {name: _parser(name, make) for name, make in EXPERIMENTS.items()}
-    order: Order = parse_one_of(parsers, "train", arguments)
+    if wants_help(arguments):
+        sentences = {name: first_paragraph(make.__doc__) for name, make in EXPERIMENTS.items()}
+        more = "All that can be overridden in an experiment: twofold train dare --help"
+        print_choices("Trains an experiment on an event store.", USAGE, sentences, more)
+        return 0
+    name = choose("experiment", EXPERIMENTS, arguments, USAGE)
+    order: Order = parse(_parser(name, EXPERIMENTS[name]), f"train {name}", arguments[1:])
+    if order.resume and order.replace:
+        raise InputError("--resume and --replace exclude each other: give one of them.")
     with process_group() as ranks:
-        trainer = Trainer(order.name, order.experiment, order.data, order.out, ranks)
+        trainer = Trainer(name, order.experiment, order.data, order.out, ranks)
         trainer.main(resume=order.resume, replace=order.replace)
     return 0
 
@@ -39,21 +58,13 @@ def _parser(name: str, make: Callable[[], Experiment]) -> Callable[..., Order]:
     def parser(
         data: Path,
         out: Path,
-        resume: bool = False,
-        replace: bool = False,
-        experiment: Annotated[Experiment, NO_PREFIX] = default,
+        resume: tyro.conf.FlagCreatePairsOff[bool] = False,
+        replace: tyro.conf.FlagCreatePairsOff[bool] = False,
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
     ) -> Order:
-        if resume and replace:
-            raise InputError("--resume and --replace exclude each other.")
-        return Order(name, experiment, data, out, resume, replace)
+        return Order(experiment, data, out, resume, replace)
 
-    parser.__doc__ = f"""{make.__doc__}
-
-    Args:
-        data: Event store made by twofold prepare.
-        out: Run folder.
-        resume: Continue the run at --out from its last checkpoint, if it has one.
-        replace: Delete the run at --out, if there is one, and start over.
-        experiment: Overrides.
-    """
+    about = inspect.cleandoc(make.__doc__ or "").replace("``", "")
+    example = f"Example: twofold train {name} --data stores/mine --out runs/{name} --model.top-k 50"
+    parser.__doc__ = f"{about}\n\n{example}\n\n{FLAGS}"
     return parser
