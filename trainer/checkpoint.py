@@ -10,26 +10,26 @@ or plan can load them. Layout::
 from __future__ import annotations
 
 import dataclasses
-import errno
 import io
 import json
-import os
 import pickle
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
 from data.errors import InputError
 from trainer.processes import Ranks, on_first_rank
+from trainer.run_folder import disk_errors
 from trainer.state import TrainState
 
 Link = Literal["last", "best"]
@@ -54,12 +54,15 @@ class Position:
     loss_first: float | None = None
     """Main loss of the first logged steps."""
     loss_last: float | None = None
+    lookups: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Rows of each table per step, until the first evaluation."""
 
 
 class Checkpoints:
     """The checkpoints of one run. Saving and loading are collective: every rank calls them."""
 
     def __init__(self, run: Path, ranks: Ranks) -> None:
+        self.run = run
         self.folder = run / "checkpoints"
         self.ranks = ranks
 
@@ -77,7 +80,7 @@ class Checkpoints:
         partial = final.with_suffix(".partial")
 
         def publish() -> None:
-            with _disk_errors(self.folder):
+            with disk_errors(self.run):
                 text = json.dumps(dataclasses.asdict(position), indent=2)
                 (partial / "position.json").write_text(text)
                 shutil.rmtree(final, ignore_errors=True)
@@ -87,9 +90,14 @@ class Checkpoints:
                 self._prune()
 
         on_first_rank(self.ranks, lambda: self._prepare(partial))
-        with _disk_errors(self.folder):
-            _quietly(dcp.save, state.to_save(), checkpoint_id=partial)
-        on_first_rank(self.ranks, publish)
+        try:
+            with disk_errors(self.run):
+                _quietly(dcp.save, state.to_save(), checkpoint_id=partial)
+            on_first_rank(self.ranks, publish)
+        except BaseException:
+            if self.ranks.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
 
     def load(self, state: TrainState, link: Link) -> Position:
         """Fills tables, dense parameters and optimizer states.
@@ -103,12 +111,16 @@ class Checkpoints:
         reader = SafeReader(folder)
         wanted = state.to_load()
         _check_same_model(folder, wanted, reader.read_metadata())
-        _quietly(dcp.load, wanted, storage_reader=reader, planner=SafePlanner())
+        try:
+            position = Position(**json.loads((folder / "position.json").read_text()))
+            _quietly(dcp.load, wanted, storage_reader=reader, planner=SafePlanner())
+        except (ValueError, TypeError, CheckpointException) as error:
+            raise InputError(f"The checkpoint {folder} is damaged: {_reason(error)}") from error
         state.loaded(wanted)
-        return Position(**json.loads((folder / "position.json").read_text()))
+        return position
 
     def _prepare(self, partial: Path) -> None:
-        with _disk_errors(self.folder):
+        with disk_errors(self.run):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
 
@@ -134,7 +146,9 @@ class SafeReader(dcp.FileSystemReader):
         try:
             with self.fs.create_stream(path, "rb") as file:
                 metadata = _MetadataUnpickler(file).load()
-        except (OSError, pickle.UnpicklingError, EOFError) as error:
+            if not isinstance(metadata, Metadata):
+                raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
+        except Exception as error:  # garbage makes an unpickler raise anything
             raise InputError(f"The checkpoint's {path} is missing or damaged: {error}") from error
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
@@ -175,6 +189,11 @@ class SafePlanner(DefaultLoadPlanner):
             _set_nested(self.original_state_dict, self.mappings[read_item.dest_index.fqn], loaded)
 
 
+def _reason(error: BaseException) -> BaseException:
+    """What DCP found wrong, on the first rank that did."""
+    return next(iter(error.failures.values()))[0] if hasattr(error, "failures") else error
+
+
 def _set_nested(state: Any, path: tuple[str | int, ...], value: Any) -> None:
     for key in path[:-1]:
         state = state[key]
@@ -198,30 +217,6 @@ def _check_same_model(folder: Path, wanted: dict[str, Any], metadata: Metadata) 
         f"{found.get(name, 'absent')} there and {shapes.get(name, 'absent')} here. "
         "Take the experiment, overrides and store that the run was made with (RUN/config.json)."
     )
-
-
-class _disk_errors:
-    """Turns a full or read-only disk into an InputError."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        while error is not None:
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                free = shutil.disk_usage(self.folder).free / 2**20
-                raise InputError(
-                    f"A checkpoint could not be written to {self.folder}: "
-                    f"{os.strerror(error.errno)} ({free:,.0f} MiB free). The last complete "
-                    "checkpoint is kept; make room and go on with --resume."
-                ) from error
-            error = error.__cause__ or error.__context__
-
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _quietly(function: Any, *args: Any, **kwargs: Any) -> None:

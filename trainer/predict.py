@@ -56,6 +56,25 @@ class AttentionByRecency:
         }
 
 
+def evaluation_loader(
+    store: EventStore, split: Split, experiment: Experiment, ranks: Ranks
+) -> RequestLoader:
+    """The requests of a split in the store's order.
+
+    Raises:
+        InputError: none there, or too few for so many ranks.
+    """
+    return RequestLoader(
+        store,
+        split,
+        requests_per_batch=experiment.requests_per_batch,
+        history_length=experiment.history_length,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=False,
+    )
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -73,15 +92,7 @@ def predict(
         each_batch: sees each output of this rank with its batch.
         progress: told of the batches done and their number.
     """
-    loader = RequestLoader(
-        store,
-        split,
-        requests_per_batch=experiment.requests_per_batch,
-        history_length=experiment.history_length,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        shuffle=False,
-    )
+    loader = evaluation_loader(store, split, experiment, ranks)
     model.eval()
     rows: list[Tensor] = []
     for done, batch in enumerate(loader, start=1):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic import TypeAdapter, ValidationError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from data.errors import InputError
 from data.store import EventStore
@@ -25,6 +29,8 @@ RUN_FILES = (
     "predictions-test.arrow",
     "evaluation-train.json", "evaluation-val.json", "evaluation-test.json",
 )  # fmt: skip
+MAY_CHANGE = ("epochs", "patience", "sharding")
+"""Settings that a resumed run may have other than before."""
 
 
 class RunFolder:
@@ -79,17 +85,18 @@ class RunFolder:
                 "or start over with --replace."
             )
         before = read_config(self.path)
+        old, new = (_leaves(content["config"]) for content in (before, config))
         changed = [
-            f"{key}: {before['config'].get(key)} -> {value}"
-            for key, value in config["config"].items()
-            if before["config"].get(key) != value and key not in ("epochs", "patience", "sharding")
+            f"{key}: {old.get(key)} -> {new.get(key)}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key.split(".")[0] not in MAY_CHANGE
         ]
         if before["data"]["fingerprint"] != config["data"]["fingerprint"]:
             changed.append("data: another store")
         if changed:
             raise InputError(
                 f"{self.path} cannot be resumed with other settings ({'; '.join(changed)}). "
-                "Only epochs, patience and sharding may change; else give another --out."
+                f"Only {', '.join(MAY_CHANGE)} may change; else give another --out."
             )
 
     def write(self, name: str, content: Any) -> None:
@@ -104,11 +111,11 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drops lines of metrics.jsonl that a resumed run will write again."""
+        """Drops lines of metrics.jsonl that a resumed run will write again, or that were cut."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        lines = [line for line in file.read_text().splitlines() if _step(line) <= step]
         temporary = self.path / ".metrics.jsonl"
         temporary.write_text("".join(f"{line}\n" for line in lines))
         temporary.replace(file)
@@ -130,12 +137,55 @@ class RunFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into an InputError.
+
+    Args:
+        folder: of the run; it exists.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        causes = [c for c in _causes(error) if isinstance(c, OSError) and c.errno in _DISK_ERRORS]
+        if not causes:
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise InputError(
+            f"{folder} could not be written to: {os.strerror(causes[0].errno)} ({free:,.0f} MiB "
+            "free). Complete checkpoints are kept; make room and go on with --resume."
+        ) from error
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, CheckpointException):  # of any rank; DCP does not chain them
+            for failure, _ in error.failures.values():
+                yield from _causes(failure)
+        error = error.__cause__ or error.__context__
+
+
+def _step(line: str) -> float:
+    """Of a line of metrics.jsonl; infinite where a killed job cut it."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
 def describe_run(name: str, experiment: Experiment, store: EventStore) -> dict[str, Any]:
     """What ``config.json`` holds: all that is needed to do it again."""
     info = store.info
     return {
         "experiment": name,
-        "config": dataclasses.asdict(experiment),
+        # as JSON has it, lists for tuples: it is compared with what a file says
+        "config": TypeAdapter(Experiment).dump_python(experiment, mode="json"),
         "data": {
             "source": info.source,
             "fingerprint": info.fingerprint,
@@ -160,7 +210,10 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     file = run / "config.json"
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
+        if not (isinstance(content, dict) and {"experiment", "config", "data"} <= content.keys()):
+            raise ValueError("it does not say experiment, config and data")
+        return content
     except FileNotFoundError as error:
         raise InputError(
             f"{run} is no run folder: it has no config.json. Give the --out of a twofold train."
@@ -173,10 +226,19 @@ def read_experiment(config: dict[str, Any]) -> Experiment:
     """The experiment that a ``config.json`` describes."""
     try:
         return TypeAdapter(Experiment).validate_python(config["config"])
-    except (KeyError, ValidationError) as error:
+    except ValidationError as error:
         raise InputError(
             f"config.json does not describe an experiment of this version: {error}"
         ) from error
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"model": {"top_k": 20}}`` -> ``{"model.top_k": 20}``."""
+    leaves: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
 
 
 def versions() -> dict[str, str]:

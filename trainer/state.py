@@ -13,6 +13,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from data.batch import RankingBatch
+from data.errors import InputError
 from data.store import EventStore
 from modules.loss import Losses, ranking_losses
 from modules.ranker import LifelongRanker, RankerOutput
@@ -56,10 +57,17 @@ class TrainState:
 
 
 def build_ranker(experiment: Experiment, store: EventStore) -> LifelongRanker:
-    """The model of an experiment for the fields of a store; its tables hold no memory yet."""
+    """The model of an experiment for the fields of a store; its tables hold no memory yet.
+
+    Raises:
+        InputError: the experiment does not go with the store's fields.
+    """
     torch.manual_seed(experiment.seed)
-    fields = experiment.fields.fields(store.fields, experiment.history_length)
-    return LifelongRanker(experiment.model, fields, device=torch.device("meta"))
+    try:
+        fields = experiment.fields.fields(store.fields, experiment.history_length)
+        return LifelongRanker(experiment.model, fields, device=torch.device("meta"))
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def plan_ranker(

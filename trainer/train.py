@@ -22,11 +22,11 @@ from sharding.batch_norm import refresh_statistics
 from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import Experiment
 from trainer.metrics import Metrics, Predictions, calibration_curve, evaluate
-from trainer.predict import AttentionByRecency, LookupCounter, predict
+from trainer.predict import AttentionByRecency, LookupCounter, evaluation_loader, predict
 from trainer.processes import Ranks, on_first_rank
 from trainer.progress import Display
-from trainer.report import write_report
-from trainer.run_folder import RunFolder, describe_run, versions
+from trainer.report.page import write_report
+from trainer.run_folder import RunFolder, describe_run, disk_errors, versions
 from trainer.state import TrainState, build_state, forward, train_step
 from trainer.tables import plan_table, results_table
 
@@ -48,7 +48,9 @@ class Trainer:
         self.checkpoints = Checkpoints(out, ranks)
         self.position = Position()
         self.state: TrainState
-        self._lookups: dict[str, Any] = {}
+        for split in ("val", "test"):
+            # refuses now what would end the run after its training
+            evaluation_loader(self.store, split, experiment, ranks)
 
     def _train_loader(self) -> RequestLoader:
         return RequestLoader(
@@ -67,7 +69,7 @@ class Trainer:
         on_first_rank(self.ranks, lambda: self.run.claim(config, resume=resume, replace=replace))
         try:
             self.state = build_state(self.experiment, self.store, self.ranks)
-            with Display(shown=self.ranks.first) as display:
+            with Display(shown=self.ranks.first) as display, disk_errors(self.run.path):
                 self._start(resume, display)
                 self._fit(display)
                 return self._finish(display)
@@ -93,7 +95,7 @@ class Trainer:
         experiment, position = self.experiment, self.position
         steps = experiment.epochs * len(self.loader)
         every = experiment.evaluate_every or math.ceil(len(self.loader) / EVALUATIONS_PER_EPOCH)
-        counter, first_step = LookupCounter(sharded_collections(self.state.model)), position.step
+        counter = LookupCounter(sharded_collections(self.state.model))
         meter = _Meter(self.ranks)
         board = SummaryWriter(str(self.run.path / "tensorboard")) if self.ranks.first else None
         while position.step < steps and position.evaluations_since_best < experiment.patience:
@@ -113,8 +115,8 @@ class Trainer:
                         f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} samples/s",
                     )
                 if evaluates:
-                    self._lookups = self._lookups or counter.close(
-                        position.step - first_step, self.ranks.device
+                    position.lookups = position.lookups or counter.close(
+                        position.step, self.ranks.device
                     )
                     self._validate(display, board)
                     meter.restart_clock()
@@ -156,7 +158,7 @@ class Trainer:
         recency = AttentionByRecency(self.experiment.history_length, self.ranks.device)
         metrics, predictions = self._metrics("test", display, recency)
         analysis = {
-            "lookups": self._lookups,
+            "lookups": position.lookups,
             "attention_by_recency": recency.to_json(),
             "calibration": _lists(calibration_curve(predictions.probability, predictions.label)),
         }
