@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.setup_config import dependencies
-from trainer.doctor_facts import normalised
+from trainer.doctor.facts import normalised
 
 REPOSITORY = Path(__file__).parents[1]
 

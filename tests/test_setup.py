@@ -13,7 +13,7 @@ import pytest
 from torchx.workspace.api import walk_workspace
 
 from tests.setup_config import dependencies, requirement_lines, setup_config
-from trainer.doctor import MINIMUM_PYTHON, PAIRINGS
+from trainer.doctor.checks import MINIMUM_PYTHON, PAIRINGS
 
 REPOSITORY = Path(__file__).parents[1]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -104,7 +104,7 @@ def test_help_lists_every_target() -> None:
     assert set(phony.split()) == set(described) == make_targets()
 
 
-@pytest.mark.parametrize("document", ["README.md", ".ci/run", "trainer/doctor.py"])
+@pytest.mark.parametrize("document", ["README.md", ".ci/run", "trainer/doctor/checks.py"])
 def test_documents_name_targets_that_exist(document: str) -> None:
     text = (REPOSITORY / document).read_text()
     named = re.findall(r"(?:^|[`\"$] ?)make (?:-B )?([a-z]+)", text, re.MULTILINE)

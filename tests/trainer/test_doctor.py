@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer import doctor
-from trainer.doctor import GIB, Check, Status, examine
-from trainer.doctor_facts import Facts, Probe, gather, memory, normalised, read_probe, run_probe
+from trainer.doctor import checks as doctor
+from trainer.doctor.checks import GIB, Check, Status, examine
+from trainer.doctor.facts import Facts, Probe, gather, memory, normalised, read_probe, run_probe
 
 HEALTHY = Facts(
     python=(3, 11, 7),

@@ -9,10 +9,10 @@ import pytest
 
 from data.errors import InputError
 from tests.trainer.run_folders import edit, write_run
-from trainer.figures import Series, curves
 from trainer.metrics import Difference
-from trainer.report import load_runs, write_report
-from trainer.sections import _series
+from trainer.report.figures import Series, curves
+from trainer.report.page import load_runs, write_report
+from trainer.report.sections import _series
 
 OPTIONAL_SECTIONS = {
     "summary.json": "Test metrics",

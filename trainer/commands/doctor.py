@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from trainer import doctor
 from trainer.commands.parsing import parse
+from trainer.doctor import checks
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
     parse(_parser, "doctor", arguments)
-    return doctor.main()
+    return checks.main()
 
 
 def _parser() -> None:

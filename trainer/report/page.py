@@ -11,10 +11,11 @@ from typing import Any
 import jinja2
 
 from data.errors import InputError
-from trainer import formats, sections
-from trainer.figures import COLORS
+from trainer import formats
 from trainer.metrics import Difference
-from trainer.sections import Json, Run
+from trainer.report import sections
+from trainer.report.figures import COLORS
+from trainer.report.sections import Json, Run
 
 
 def write_report(

@@ -22,7 +22,7 @@ PROBE_TIMEOUT = 180  # seconds: a first import from a cold disk can take a minut
 
 @dataclass(frozen=True)
 class Probe:
-    """How far ``doctor_probe`` came."""
+    """How far ``probe`` came."""
 
     results: dict[str, Any] = field(default_factory=dict)
     """By stage, what it returned."""
@@ -118,8 +118,8 @@ def brings_code(name: str) -> bool:
 
 
 def run_probe(command: tuple[str, ...] | None = None, timeout: float = PROBE_TIMEOUT) -> Probe:
-    """Runs ``doctor_probe`` in a process of its own and reads how far it came."""
-    script = str(Path(__file__).with_name("doctor_probe.py"))
+    """Runs ``probe`` in a process of its own and reads how far it came."""
+    script = str(Path(__file__).with_name("probe.py"))
     command = command or (sys.executable, "-P", script)  # -P: this folder hides no library
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout)

@@ -14,9 +14,10 @@ import numpy as np
 from markupsafe import Markup
 
 from data.source import SPLITS
-from trainer import figures, formats
-from trainer.figures import Estimate, Series
+from trainer import formats
 from trainer.metrics import Difference, binomial_interval
+from trainer.report import figures
+from trainer.report.figures import Estimate, Series
 from trainer.tables import rank_list
 
 Json = dict[str, Any]

@@ -1,6 +1,6 @@
 """``twofold doctor``: is this installation fit to train, and if not, what repairs it?
 
-``doctor_facts`` looks at the machine; a check is a function from those facts to a finding.
+``facts`` looks at the machine; a check is a function from those facts to a finding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.doctor_facts import Facts, gather
+from trainer.doctor.facts import Facts, gather
 
 GIB = 1024**3
 
@@ -57,7 +57,7 @@ MINIMUM_SHM = GIB // 4
 MINIMUM_DISK = 5 * GIB
 
 _PIP = shlex.join([sys.executable, "-m", "pip"])
-_REPOSITORY = Path(__file__).parents[1]
+_REPOSITORY = Path(__file__).parents[2]
 
 
 def diagnose() -> list[Check]:
@@ -334,7 +334,3 @@ def _reinstall(facts: Facts) -> str:
 def _pairing_of(torch: str) -> Pairing:
     """Of an unknown release: the pairing that twofold pins."""
     return PAIRINGS.get(_minor(torch), next(iter(PAIRINGS.values())))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
