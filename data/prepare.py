@@ -10,7 +10,9 @@ import errno
 import itertools
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +61,8 @@ def prepare(
             f"The number of partitions must be from 1 to {MAX_PARTITIONS}, got {partitions}."
         )
     _check_out(out, overwrite)
-    partial = _make_partial(out)
-    try:
+    out = out.resolve()  # a link stays, what it points to is replaced
+    with _ended_by_exception(), _partial_folder(out) as partial:
         with _progress(progress) as bars:
             log = _scatter(source, partial / "scratch", partitions or NUM_BUCKETS, bars)
             builder = StoreBuilder(source, log, partial, seed)
@@ -73,12 +75,6 @@ def prepare(
         shutil.rmtree(partial / "scratch")
         info.write(partial)
         _publish(partial, out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(_disk_full(partial)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return info
 
 
@@ -150,8 +146,9 @@ def _check_out(out: Path, overwrite: bool) -> None:
         )
 
 
-def _make_partial(out: Path) -> Path:
-    """The folder in which the store is built, beside ``out``."""
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """The folder beside ``out`` in which the store is built; removed if it is not published."""
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -159,11 +156,18 @@ def _make_partial(out: Path) -> Path:
         raise InputError(
             f"{partial} exists, left by a run that was killed. Delete it and start again."
         ) from error
-    except (PermissionError, NotADirectoryError) as error:
+    except OSError as error:
         raise InputError(
-            f"{out.parent.resolve()} cannot be written to ({error}). Name another --out."
+            f"{out.parent} cannot be written to ({error}). Name another --out."
         ) from error
-    return partial
+    try:
+        yield partial
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(_disk_full(partial)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _publish(partial: Path, out: Path) -> None:
@@ -185,6 +189,23 @@ def _disk_full(partial: Path) -> str:
         f"removed), {free:,} were left, and more are needed. A store needs up to twice the size of "
         "the log's columns while it is built. Free space, or name a folder elsewhere with --out."
     )
+
+
+@contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """SIGTERM raises, as Ctrl-C does, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def _find(file: Path, wanted: Callable[[str], bool]) -> tuple[int, bool] | None:
 
 
 def _locate(file: Path, text: str) -> tuple[int, bool]:
-    return _find(file, lambda line: line == text) or (0, False)
+    first = text.partition("\n")[0].rstrip("\r")  # quoted values may span lines
+    return _find(file, lambda line: line == first) or (0, False)
 
 
 def _bad_line(file: Path, row: pa.csv.InvalidRow) -> str:

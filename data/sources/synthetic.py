@@ -86,7 +86,7 @@ class Synthetic:
                 f"{self.categories} categories for {self.items} items: some would be empty. "
                 f"Ask for at most {self.items} categories."
             )
-        # probabilities and labels of the test requests so far; no option, so not a field
+        # tallies of the test requests so far, one a partition; no option, so not a field
         object.__setattr__(self, "_test", [])
 
     @property
@@ -134,7 +134,7 @@ class Synthetic:
             "val": latest[column] == 1,
             "test": latest[column] == 0,
         }
-        self._test.append((probability_RK[split["test"]], label_RK[split["test"]]))
+        self._test.append(_tally(probability_RK[split["test"]], label_RK[split["test"]]))
         return {
             name: Requests(
                 user=partition.user[index[chosen]],
@@ -155,10 +155,7 @@ class Synthetic:
         """
         if not self._test:
             return None
-        probability, label = (
-            np.concatenate([p.ravel() for p in parts]) for parts in zip(*self._test, strict=True)
-        )
-        return _auc(probability, label)
+        return _auc(*map(np.concatenate, zip(*self._test, strict=True)))
 
     def _events(self, user: np.ndarray) -> pl.DataFrame:
         """All events of a block of users."""
@@ -236,11 +233,19 @@ def _zipf(uniform: np.ndarray, count: int) -> np.ndarray:
     return np.minimum(rank, count - 1)  # rounding may end one too high
 
 
-def _auc(score: np.ndarray, label: np.ndarray) -> float | None:
-    """Chance that a positive scores above a negative, ties counted half."""
+def _tally(score: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct scores, far fewer than candidates, and the positives and negatives of each."""
+    scores, place = np.unique(score, return_inverse=True)
+    label = label.ravel()
+    positives = np.bincount(place.ravel(), weights=label)
+    return scores, positives, np.bincount(place.ravel(), weights=~label)
+
+
+def _auc(score: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float | None:
+    """Chance that a positive scores above a negative, ties counted half; scores may repeat."""
     _, place = np.unique(score, return_inverse=True)
-    positives = np.bincount(place, weights=label)
-    negatives = np.bincount(place, weights=~label)
+    positives = np.bincount(place, weights=positives)
+    negatives = np.bincount(place, weights=negatives)
     pairs = positives.sum() * negatives.sum()
     if pairs == 0:
         return None

@@ -24,6 +24,11 @@ from data.sources.delimited import TruncatedLine, read_delimited
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 BATCH_ROWS = 500_000
+RESERVED = {
+    *("user", "item", "time", "category", "action", "label", "row", "recency"),
+    *("original", "frequency", "popularity", "bucket", "user_id"),
+}
+"""Names of columns in the store and on the way to it."""
 MAX_SAMPLES = 4_000_000
 """Times kept to place the splits: all of a smaller log, every second, fourth ... of a larger."""
 
@@ -98,8 +103,7 @@ class TableSource:
                 f"text names columns {sorted(unknown)} that are not used; "
                 f"used are {self._columns()}."
             )
-        reserved = {"user", "item", "time", "category", "action", "label", "row", "recency"}
-        if taken := reserved & set(self.side):
+        if taken := RESERVED & set(self.side):
             raise ValueError(f"Side columns {sorted(taken)} must be renamed: the names are in use.")
 
     @property
@@ -239,7 +243,7 @@ class TableSource:
                 time = time.str.to_datetime(time_unit="us")
             except pl.exceptions.PolarsError as error:
                 raise InputError(
-                    f"Column {self.time} is text that is no date ({error}). "
+                    f"Column {self.time} is text that is no date ({str(error).splitlines()[0]}). "
                     "Write ISO dates (2026-01-31 12:00:00) or integers."
                 ) from error
         if time.dtype in (pl.Date, pl.Datetime):

@@ -19,7 +19,11 @@ CLICK = 0
 
 @dataclass(frozen=True, kw_only=True)
 class TmallSource(LastClicks):
-    """Tmall's user log, with DARE's split; of the actions only clicks are kept."""
+    """Tmall's user log, with DARE's split; of the actions only clicks are kept.
+
+    Ids are in order of first appearance in the log, and an item has its last category there; DARE's
+    code first sorts the log by user and day, which matters for items of several categories.
+    """
 
     path: Path
     """user_log_format1.csv, plain or gzipped, with or without its header line."""

@@ -8,6 +8,7 @@ import gzip
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,11 @@ def test_line_in_the_middle_cut(tmp_path: Path, out: Path) -> None:
     for truncated_line in ("error", "skip"):
         source = csv(tmp_path, text, truncated_line=truncated_line)
         refused(source, out, "log.csv, line 3", "Repair the file")
+
+
+def test_a_quote_that_is_never_closed(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, 'user,item,time\n1,2,3\n1,"2,3\n1,4,5\n')
+    refused(source, out, "log.csv, line 3", "2 columns where 3 are expected")
 
 
 def test_gzip_cut(tmp_path: Path, out: Path) -> None:
@@ -207,6 +213,11 @@ def test_no_training_events_to_draw_from(tmp_path: Path, out: Path) -> None:
         ({"val_start": 3}, "Give both"),
         ({"val_start": 3, "test_start": 2}, "got 3, 2"),
         ({"side": ("time",)}, "time"),
+        ({"side": ("frequency",)}, "frequency"),
+        ({"side": ("original",)}, "original"),
+        ({"side": ("popularity",)}, "popularity"),
+        ({"side": ("bucket",)}, "bucket"),
+        ({"side": ("user_id",)}, "user_id"),
         ({"text": ("users",)}, r"\['users'\] that are not used"),
         ({"delimiter": "||"}, "one character"),
     ],
@@ -227,6 +238,24 @@ def test_out_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no event store"):
         prepare(log(user=[1], item=[1], time=[1]), tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_out_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "large_disk").mkdir()
+    link = tmp_path / "store"
+    link.symlink_to(tmp_path / "large_disk")
+    source = log(user=[1], item=[1], time=[1])
+    for overwrite in (False, True):
+        prepare(source, link, overwrite=overwrite)
+        assert link.is_symlink()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["large_disk", "store"]
+        assert (tmp_path / "large_disk" / "store.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
+def test_out_that_cannot_be_written() -> None:
+    with pytest.raises(InputError, match=r"cannot be written to .* Name another --out"):
+        prepare(log(user=[1], item=[1], time=[1]), "/proc/no/store")
 
 
 def test_what_a_killed_run_left_is_not_touched(tmp_path: Path) -> None:
@@ -260,6 +289,23 @@ def test_full_disk_for_real(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_sigterm_leaves_nothing(out: Path) -> None:
+    def ended() -> Iterator[pl.DataFrame]:
+        yield from source.frames
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    source = log(user=[1], item=[1], time=[1])
+    object.__setattr__(source, "event_frames", ended)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else the old code ends the tests
+    try:
+        with pytest.raises(SystemExit) as ending:
+            prepare(source, out)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ending.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("moment", ["read", "build"])

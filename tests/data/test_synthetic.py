@@ -96,7 +96,8 @@ def test_requests_are_the_last_pages_of_each_user(store) -> None:
 
 
 def test_partitions_do_not_change_the_clicks(tmp_path: Path, store) -> None:
-    prepare(SMALL, tmp_path / "store", partitions=3)
+    info = prepare(SMALL, tmp_path / "store", partitions=3)
+    assert info.best_auc == store.info.best_auc
     parts = EventStore.open(tmp_path / "store").partitions
     assert len(parts) == 3
     label_of = {
@@ -116,6 +117,13 @@ def rows_by_user(partition):
     for number, (user, end) in enumerate(zip(of.user, of.end, strict=True)):
         labels = of.labels[of.offsets[number] : of.offsets[number + 1]].tolist()
         yield user, end - first_row[user], labels
+
+
+def test_one_preparation_s_clicks_do_not_count_for_the_next(tmp_path: Path) -> None:
+    fresh = prepare(SMALL, tmp_path / "fresh", seed=2).best_auc
+    used = dataclasses.replace(SMALL)
+    prepare(used, tmp_path / "first", seed=1)
+    assert prepare(used, tmp_path / "second", seed=2).best_auc == fresh
 
 
 def test_noise_decides_how_good_a_model_can_be(tmp_path: Path) -> None:

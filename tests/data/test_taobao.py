@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_file_order_and_the_last_targets(tmp_path: Path) -> None:
     train = partition.requests("train")
     assert train.end.tolist() == [2, 4, 7 + 1, 7 + 3]
     assert train.labels.tolist() == [1, 0, 0] * 4
+
+
+def test_clicks_of_users_who_are_left_out_count_for_the_negatives(tmp_path: Path) -> None:
+    source = TaobaoSource(path=write_log(tmp_path / "log.csv"), **SMALL)
+    prepare(dataclasses.replace(source, negatives=200), tmp_path / "store")
+    store = EventStore.open(tmp_path / "store")
+    [partition] = store.partitions
+    words = store.originals("item").to_pylist()
+    of = partition.requests("test")  # of user 5, then of user 9
+    drawn = Counter(words[i] for i in of.candidates[1 : of.offsets[1]])
+    # free for user 5: six items of user 9 once each, 300 twice and 301 once
+    assert set(drawn) == {*range(200, 206), 300, 301}
+    assert drawn[300] / 200 == pytest.approx(2 / 9, abs=0.09)  # three standard deviations
 
 
 def test_order_by_time(tmp_path: Path) -> None:
