@@ -33,7 +33,7 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     @functools.cache
     def make(world_size: int) -> Path:
         out = tmp_path_factory.mktemp("finished") / "run"
-        train(store, out, world_size)
+        train(store, out, world_size, report=True)
         return out
 
     return make

@@ -62,17 +62,21 @@ def train(
     experiment: Experiment = EXPERIMENT,
     *,
     before: Callable[[], None] = lambda: None,
+    report: bool = False,
     **options: bool,
 ) -> dict[str, Any]:
     """Runs a whole training; returns rank 0's summary.
 
     Args:
         before: called in every rank first, e.g. to break something there.
+        report: writes the page too, whose pictures take as long as the training.
         options: of ``Trainer.main``.
     """
 
     def main(rank: int, world_size: int) -> dict[str, Any]:
         before()
+        if not report:
+            training.write_report = lambda *_, **__: None
         ranks = ranks_of(rank, world_size)
         return training.Trainer("small", experiment, data, out, ranks).main(**options)
 

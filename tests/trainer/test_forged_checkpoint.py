@@ -17,6 +17,8 @@ from tests.trainer.conftest import MakeRun
 from tests.trainer.small_runs import loaded_state
 from trainer.checkpoint import SafePlanner, SafeReader
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
 
 class Forged:
     """Unpickled, it runs a command that makes a file."""

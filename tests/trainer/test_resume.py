@@ -76,23 +76,13 @@ def test_resumed_at_another_world_size_the_same_batches_remain(
     np.testing.assert_allclose(ours["probability"], theirs["probability"], atol=1e-3)
 
 
-def test_a_line_of_metrics_that_a_kill_has_cut_is_written_again(
-    stopped: MakeRun, finished: MakeRun, store: Path, tmp_path: Path
-) -> None:
-    run = copy(stopped(1), tmp_path / "run")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "st')
-    train(store, run, 1, resume=True)
-    assert metrics_lines(run) == metrics_lines(finished(1))
-
-
 def test_resuming_a_finished_run_writes_the_same_results_again(
     finished: MakeRun, finished_copy: MakeRun, store: Path
 ) -> None:
     run = finished_copy(1)
     for name in ("summary.json", "analysis.json", "report.html"):
         (run / name).unlink()
-    train(store, run, 1, resume=True)
+    train(store, run, 1, resume=True, report=True)
     assert metrics_lines(run) == metrics_lines(finished(1))
     for name in ("summary.json", "analysis.json"):
         assert without_clock(read(run, name)) == without_clock(read(finished(1), name))

@@ -121,10 +121,14 @@ def test_a_run_with_a_checkpoint_survives_a_failure(config: dict[str, Any], tmp_
     assert files(folder.path) == {"config.json", "checkpoints", "checkpoints/last"}
 
 
-def test_lines_after_the_checkpoint_are_forgotten(config: dict[str, Any], tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_and_cut_ones_are_forgotten(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
     folder = claim(tmp_path / "run", config)
     for step in (5, 10, 12):
         folder.append({"step": step})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # here a job was killed
     folder.forget_after(10)
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 10]

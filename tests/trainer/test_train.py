@@ -181,7 +181,7 @@ def test_clicks_of_one_class_have_no_auc_but_train_on(store: Path, tmp_path: Pat
         requests = partition.requests(split)
         silent = dataclasses.replace(requests, labels=np.zeros_like(requests.labels))
         write_requests(data / partition.path.name / f"{split}.arrow", silent)
-    summary = train(data, tmp_path / "run", 1)
+    summary = train(data, tmp_path / "run", 1, report=True)
     assert (summary["steps"], summary["best_step"]) == (STEPS, STEPS)  # the latest is the best
     assert (summary["auc"], summary["validation_auc"], summary["positives"]) == (None, None, 0)
     assert summary["logloss"] > 0
