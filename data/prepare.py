@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.build import StoreBuilder
 from data.errors import InputError
 from data.scatter import ScatteredLog, scatter
-from data.source import SPLITS, Source
+from data.source import Source
 from data.store import StoreInfo
 
 EVENTS_PER_PARTITION = 2_000_000
@@ -76,37 +76,6 @@ def prepare(
         info.write(partial)
         _publish(partial, out)
     return info
-
-
-def summary_rows(info: StoreInfo) -> list[tuple[str, str]]:
-    """(what, value) lines of the table that ``twofold prepare`` ends with."""
-    history = info.history
-    rows = [
-        ("source", info.source),
-        ("events", f"{info.events:,} of {info.log_events:,} in the log"),
-        ("users", f"{info.users:,} of {info.log_users:,} in the log"),
-        ("items", f"{info.items:,}"),
-        ("categories", f"{info.categories:,}"),
-        ("events per user", "  ".join(f"{name} {value:,}" for name, value in history.items())),
-    ]
-    rows += [
-        (
-            f"{split} requests",
-            f"{info.requests[split]:,} with {info.candidates[split]:,} candidates, "
-            f"{info.positives[split]:,} positive",
-        )
-        for split in SPLITS
-    ]
-    if info.duplicates is not None:
-        rows.append(("duplicate events (kept)", f"{info.duplicates:,}"))
-    if info.best_auc is not None:
-        rows.append(("best reachable test AUC", f"{info.best_auc:.4f}"))
-    return [
-        *rows,
-        ("partitions", f"{len(info.partitions):,}"),
-        ("bytes", f"{info.bytes:,}"),
-        ("fingerprint", info.fingerprint[:16]),
-    ]
 
 
 def _scatter(source: Source, scratch: Path, num_buckets: int, bars: Progress) -> ScatteredLog:

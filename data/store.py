@@ -170,9 +170,6 @@ class EventStore:
         file = "items.arrow" if field == "item" else f"vocabulary/{field}.arrow"
         return read_arrow(self.path / file).column("original")
 
-    def num_requests(self, split: Split) -> int:
-        return self.info.requests[split]
-
 
 class PartitionReader:
     """One partition of a store: NumPy views of its memory maps."""

@@ -14,7 +14,8 @@ BLOCK_EVENTS = 65_536
 """Events in a block, padding included: large enough for matrix products, small enough that the
 gathered keys (12 MB at 48 floats) stay near the cache."""
 BLOCK_SCORES = 4_194_304
-"""Scores in a block (B * C * L): bounds the memory where a request ranks a whole catalogue."""
+"""Scores in a block (B * C * L): bounds the memory where requests rank many candidates. A single
+request is never divided, whatever its scores."""
 
 
 @dataclass(frozen=True)

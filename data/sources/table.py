@@ -239,6 +239,13 @@ class TableSource:
         """int64 times; a null stays null, for the builder to name. ``row``: rows before."""
         time = frame[self.time]
         if time.dtype == pl.String:
+            # 01/02/2026 is a day of January or of February
+            if (wrong := ~time.str.contains(r"^\d{4}[-/]")).any():
+                at = wrong.arg_max()
+                raise InputError(
+                    f"Column {self.time}, row {row + at + 1:,}: time {time[at]!r} is no date that "
+                    "begins with the year. Write ISO dates (2026-01-31 12:00:00) or integers."
+                )
             try:
                 time = time.str.to_datetime(time_unit="us")
             except pl.exceptions.PolarsError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -15,6 +15,8 @@ from data.sources.last_clicks import LastClicks
 
 COLUMNS = ("user", "item", "category", "seller", "brand", "day", "action")
 CLICK = 0
+
+Side = Literal["seller", "brand"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +29,18 @@ class TmallSource(LastClicks):
 
     path: Path
     """user_log_format1.csv, plain or gzipped, with or without its header line."""
+    side: tuple[Side, ...] = ()
+    """Item attributes beside the category; DARE has none."""
 
     name: ClassVar[str] = "tmall"
-    side: ClassVar[tuple[str, ...]] = ("seller", "brand")
 
     def event_frames(self) -> Iterator[pl.DataFrame]:
         """In file order; time is the day, MMDD. Rows whose day is not four digits are dropped."""
+        kept = ("user", "item", "category", *self.side)
         types = dict.fromkeys(COLUMNS, pa.int64()) | {"day": pa.large_string()}
         frames = read_delimited(
             self.path,
-            COLUMNS,
+            [*kept, "day", "action"],
             names=COLUMNS,
             skip_lines=0 if first_cells(self.path)[0].isdigit() else 1,
             types=types,
@@ -44,4 +48,4 @@ class TmallSource(LastClicks):
         )
         for frame in frames:
             clicks = (pl.col("action") == CLICK) & pl.col("day").str.contains(r"^\d{4}$")
-            yield frame.filter(clicks).select(*COLUMNS[:5], time=pl.col("day").cast(pl.Int64))
+            yield frame.filter(clicks).select(*kept, time=pl.col("day").cast(pl.Int64))

@@ -173,6 +173,11 @@ def test_time_that_is_text(tmp_path: Path, out: Path) -> None:
     refused(csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "Column time", "ISO dates")
 
 
+def test_a_date_that_may_be_of_two_months(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time\n1,2,01/02/2026\n1,3,01/03/2026\n")
+    refused(source, out, "Column time, row 1", "'01/02/2026'", "ISO dates")
+
+
 def test_ids_that_are_not_text(tmp_path: Path, out: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"user,item,time\n1,\xff\xfe,3\n")
     refused(TableSource(path=tmp_path / "log.csv"), out, "Column item holds Binary", "UTF-8")

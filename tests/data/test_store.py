@@ -45,7 +45,6 @@ def test_every_file_is_one_batch(path: Path) -> None:
 def test_open_keeps_what_was_written(path: Path) -> None:
     store = EventStore.open(path)
     assert store.info.source == "memory"
-    assert store.num_requests("train") == 0
     assert store.context == []
 
 

@@ -25,7 +25,8 @@ SMALL = {"min_events": 4, "train_targets": 1}
 @pytest.mark.parametrize("header", ["", HEADER])
 def test_clicks_are_ordered_by_day_then_by_file(tmp_path: Path, header: str) -> None:
     (tmp_path / "log.csv").write_text(header + LOG)
-    prepare(TmallSource(path=tmp_path / "log.csv", **SMALL), tmp_path / "store")
+    source = TmallSource(path=tmp_path / "log.csv", side=("seller", "brand"), **SMALL)
+    prepare(source, tmp_path / "store")
     store = EventStore.open(tmp_path / "store")
     words = store.originals("item").to_pylist()
     [partition] = store.partitions
@@ -39,6 +40,12 @@ def test_clicks_are_ordered_by_day_then_by_file(tmp_path: Path, header: str) -> 
     test = partition.requests("test")
     assert words[test.candidates[0]] == 15
     assert {words[i] for i in test.candidates[1:]} <= {16, 17}
+
+
+def test_a_model_sees_no_more_than_dare_s_unless_asked(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(LOG)
+    prepare(TmallSource(path=tmp_path / "log.csv", **SMALL), tmp_path / "store")
+    assert EventStore.open(tmp_path / "store").fields == [("item", 7), ("category", 4)]
 
 
 def test_order_by_time_hides_the_clicks_of_the_same_day(tmp_path: Path) -> None:
