@@ -23,8 +23,8 @@ class LastClicks:
     """Options and requests of the protocol."""
 
     order: Order = "file"
-    """"file" keeps the clicks of a user as they stand in the log, as DARE does; "time" sorts
-    them by their time, and clicks of one time do not see each other."""
+    """"file" is DARE's: Taobao's clicks as they stand in the log, Tmall's by day and, within a day,
+    as they stand. "time" sorts both by time, and clicks of one time do not see each other."""
     min_events: int = 210
     """Users with fewer clicks are left out; their clicks still count for the negatives."""
     train_targets: int = 19
