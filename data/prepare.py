@@ -60,6 +60,8 @@ def prepare(
         raise InputError(
             f"The number of partitions must be from 1 to {MAX_PARTITIONS}, got {partitions}."
         )
+    if len(set(source.side)) < len(source.side):
+        raise InputError(f"Side columns are named twice: {', '.join(source.side)}. Name each once.")
     _check_out(out, overwrite)
     out = out.resolve()  # a link stays, what it points to is replaced
     with _ended_by_exception(), _partial_folder(out) as partial:

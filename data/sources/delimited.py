@@ -132,7 +132,8 @@ def _bad_line(file: Path, row: pa.csv.InvalidRow) -> str:
 def _missing_column(file: Path, columns: Sequence[str], delimiter: str) -> str:
     found = first_cells(file, delimiter)
     missing = [name for name in columns if name not in found]
-    return f"{file} has no column {', '.join(map(repr, missing))}; it has {found}."
+    message = f"{file} has no column {', '.join(map(repr, missing))}; it has {found}."
+    return message if len(found) > 1 else f"{message} Name what stands between with --delimiter."
 
 
 def _unreadable(file: Path, delimiter: str, error: Exception) -> str:

@@ -70,7 +70,8 @@ class TableSource:
     test_fraction: float = 0.1
     """Share of events, by time, in the test split: the last ones."""
     val_start: int | None = None
-    """Time from which on events belong to validation, in place of --val-fraction."""
+    """Time from which on events belong to validation, in place of --val-fraction; of dates, in
+    microseconds since 1970."""
     test_start: int | None = None
     """Time from which on events belong to test, in place of --test-fraction."""
 

@@ -68,6 +68,15 @@ def test_missing_column(tmp_path: Path, out: Path) -> None:
     refused(source, out, "no column 'item'", "['user', 'time']")
 
 
+def test_another_delimiter(tmp_path: Path, out: Path) -> None:
+    refused(csv(tmp_path, "user;item;time\n1;2;3\n"), out, "['user;item;time']", "--delimiter")
+
+
+def test_a_side_column_named_twice(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time,maker\n1,2,3,4\n", side=("maker", "maker"))
+    refused(source, out, "named twice: maker, maker")
+
+
 @pytest.mark.parametrize("text", ["", "user,item,time\n"])
 def test_empty_log(tmp_path: Path, out: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"no rows|empty|Empty"):
