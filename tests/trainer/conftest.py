@@ -13,7 +13,7 @@ import pytest
 
 from data.prepare import prepare
 from tests.ranks import RankError
-from tests.trainer.small_runs import SOURCE, stop_at, train
+from tests.trainer.small_runs import EXPERIMENT, SOURCE, stop_at, train
 
 MakeRun = Callable[[int], Path]
 
@@ -43,6 +43,17 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
 def finished_copy(finished: MakeRun, tmp_path: Path) -> MakeRun:
     """World size -> a copy of an uninterrupted run."""
     return lambda world_size: copy(finished(world_size), tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def overfitted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that stopped early: its best checkpoint is 3 steps before its last."""
+    out = tmp_path_factory.mktemp("overfitted") / "run"
+    wild = EXPERIMENT.changed(
+        epochs=20, patience=3, evaluate_every=1, log_every=1, dense_learning_rate=0.3
+    )
+    train(store, out, 2, wild)
+    return out
 
 
 @pytest.fixture(scope="session")

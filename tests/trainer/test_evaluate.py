@@ -10,7 +10,7 @@ import pytest
 from data.errors import InputError
 from data.prepare import prepare
 from tests.ranks import run_ranks
-from tests.trainer.conftest import MakeRun
+from tests.trainer.conftest import MakeRun, copy
 from tests.trainer.small_runs import SOURCE, metrics_lines, ranks_of, read
 from trainer.evaluate import evaluate_run
 
@@ -38,6 +38,18 @@ def test_any_world_size_reproduces_the_summary_from_the_best_checkpoint(
     for name in METRICS:
         assert found[name] == pytest.approx(summary[name], abs=1e-6), name
     assert found["auc_interval"] == pytest.approx(summary["auc_interval"], abs=1e-6)
+
+
+def test_the_summary_is_of_the_best_checkpoint_and_not_of_the_last(
+    overfitted: Path, store: Path, tmp_path: Path
+) -> None:
+    run = copy(overfitted, tmp_path / "run")
+    logloss = {}
+    for checkpoint in ("best", "last"):
+        evaluate(run, store, 1, "test", checkpoint)
+        logloss[checkpoint] = read(run, "evaluation-test.json")["logloss"]
+    assert read(run, "summary.json")["logloss"] == pytest.approx(logloss["best"], abs=1e-6)
+    assert abs(logloss["best"] - logloss["last"]) > 1e-3
 
 
 def test_the_last_checkpoint_on_validation_is_the_last_line_of_the_metrics(

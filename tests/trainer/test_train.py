@@ -155,24 +155,23 @@ def test_tensorboard_shows_the_losses_and_the_validation(finished: MakeRun) -> N
     assert losses == pytest.approx([line["loss"] for line in lines], rel=1e-6)
 
 
-def test_training_stops_after_patience_evaluations_without_a_better_one(
-    store: Path, tmp_path: Path
-) -> None:
-    # overfits at once: 20 epochs of far too large steps
-    wild = EXPERIMENT.changed(
-        epochs=20, patience=3, evaluate_every=1, log_every=1, dense_learning_rate=0.3
-    )
-    summary = train(store, tmp_path / "run", 2, wild)
-    auc = [line["auc"] for line in metrics_lines(tmp_path / "run") if line["kind"] == "eval"]
+def test_training_stops_after_patience_evaluations_without_a_better_one(overfitted: Path) -> None:
+    summary = read(overfitted, "summary.json")
+    auc = [line["auc"] for line in metrics_lines(overfitted) if line["kind"] == "eval"]
     best = int(np.argmax(auc))
     assert len(auc) == summary["steps"] < 20 * 8
     assert (summary["best_step"], summary["validation_auc"]) == (best + 1, auc[best])
     assert summary["steps"] == summary["best_step"] + 3
-    links = {
-        link: (tmp_path / "run" / "checkpoints" / link).readlink() for link in ("best", "last")
-    }
+    links = {link: (overfitted / "checkpoints" / link).readlink() for link in ("best", "last")}
     assert str(links["best"]) == f"step-{summary['best_step']:08d}"
     assert str(links["last"]) == f"step-{summary['steps']:08d}"
+
+
+def test_checkpoints_hold_batch_norm_statistics_taken_anew(finished: MakeRun) -> None:
+    # of the 8 batches of an epoch, taken again before each evaluation; not of all 16 steps
+    for name, value in content(finished(2) / "checkpoints" / "last").items():
+        if name.endswith("num_batches_tracked"):
+            assert value == 8
 
 
 def test_clicks_of_one_class_have_no_auc_but_train_on(store: Path, tmp_path: Path) -> None:
