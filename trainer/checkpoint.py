@@ -223,5 +223,12 @@ def _quietly(function: Any, *args: Any, **kwargs: Any) -> None:
     with warnings.catch_warnings():
         # DCP warns of its own use of deprecated ShardedTensor calls
         warnings.simplefilter("ignore")
-        function(*args, **kwargs)
+        try:
+            function(*args, **kwargs)
+        except CheckpointException as error:
+            # DCP wraps Ctrl-C and SIGTERM too, of any rank
+            for failure, _ in error.failures.values():
+                if not isinstance(failure, Exception):
+                    raise failure from error
+            raise
     dist.barrier()

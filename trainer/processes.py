@@ -51,7 +51,6 @@ def process_group() -> Iterator[Ranks]:
     exit code 2; SIGTERM, by which torchrun ends the other ranks, an exception.
     """
     _quiet_dependencies()
-    signal.signal(signal.SIGTERM, _end)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -75,10 +74,12 @@ def process_group() -> Iterator[Ranks]:
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         device=device,
     )
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         with _told_once(store):
             yield ranks
     finally:
+        signal.signal(signal.SIGTERM, before)
         dist.destroy_process_group()
 
 
@@ -91,16 +92,24 @@ def _told_once(store: dist.Store) -> Iterator[None]:
     try:
         yield
     except (InputError, PlanError) as error:
-        if not isinstance(error, RefusedElsewhere) and store.add("told", 1) == 1:
+        if not isinstance(error, RefusedElsewhere) and _first(store):
             print(f"twofold: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        store.add("told", 1)
+        _first(store)
         raise
     except Exception as error:
-        if store.add("told", 0):
-            raise SystemExit(1) from error
-        raise
+        if _first(store):
+            raise
+        raise SystemExit(1) from error
+
+
+def _first(store: dist.Store) -> bool:
+    """Is this the first rank to end?"""
+    try:
+        return store.add("ended", 1) == 1
+    except dist.DistError:  # the rank that holds the store is gone already
+        return False
 
 
 def _end(*_: object) -> None:
@@ -123,6 +132,7 @@ def on_first_rank(ranks: Ranks, action: Callable[[], None]) -> None:
         InputError: rank 0's own; on the others a RefusedElsewhere.
     """
     refused: InputError | None = None
+    dist.barrier()  # where a rank has ended already, nothing is begun
     if ranks.first:
         try:
             action()

@@ -29,6 +29,8 @@ RUN_FILES = (
     "predictions-test.arrow",
     "evaluation-train.json", "evaluation-val.json", "evaluation-test.json",
 )  # fmt: skip
+FULL = 2**16
+"""A disk with fewer bytes left is full."""
 MAY_CHANGE = ("epochs", "patience", "sharding")
 """Settings that a resumed run may have other than before."""
 
@@ -149,12 +151,16 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except InputError:
         raise
     except BaseException as error:
-        causes = [c for c in _causes(error) if isinstance(c, OSError) and c.errno in _DISK_ERRORS]
-        if not causes:
+        codes = [c.errno for c in _causes(error) if isinstance(c, OSError)]
+        free = shutil.disk_usage(folder).free
+        if isinstance(error, CheckpointException) and free < FULL:
+            # torch.save hides why it failed behind its failure to end the file
+            codes.append(errno.ENOSPC)
+        code = next((code for code in codes if code in _DISK_ERRORS), None)
+        if code is None:
             raise
-        free = shutil.disk_usage(folder).free / 2**20
         raise InputError(
-            f"{folder} could not be written to: {os.strerror(causes[0].errno)} ({free:,.0f} MiB "
+            f"{folder} could not be written to: {os.strerror(code)} ({free / 2**20:,.0f} MiB "
             "free). Complete checkpoints are kept; make room and go on with --resume."
         ) from error
 
