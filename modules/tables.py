@@ -5,6 +5,7 @@ Shapes: N events, S candidates, A attention width, R representation width (sums 
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -48,6 +49,11 @@ class FieldConfig:
             if getattr(self, side) < 1:
                 raise ValueError(
                     f"Field {self.name!r}: {side} must be at least 1, got {getattr(self, side)}."
+                )
+        for side in ("attention_init_std", "representation_init_std"):
+            if not 0 <= getattr(self, side) < math.inf:
+                raise ValueError(
+                    f"Field {self.name!r}: {side} must be 0 or more, got {getattr(self, side)}."
                 )
 
 

@@ -40,6 +40,8 @@ class TableOptimizer:
     """Keeps the first steps finite; sgd has none."""
 
     def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind is one of {', '.join(_KINDS)}; got {self.kind!r}.")
         for name in ("learning_rate", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torchrec import EmbeddingBagCollection
@@ -35,8 +35,12 @@ class ShardingConfig:
     """Memory of one rank that the planner may count on, in GiB."""
 
     def __post_init__(self) -> None:
-        if not self.kinds:
-            raise ValueError("kinds must name at least one of table_wise, row_wise, column_wise.")
+        allowed = get_args(ShardingKind)
+        if not self.kinds or {*self.kinds, *self.table_kinds.values()} - {*allowed}:
+            raise ValueError(
+                f"kinds and table_kinds take {', '.join(allowed)}, at least one; "
+                f"got {self.kinds} and {self.table_kinds}."
+            )
         if not 0 < self.memory_gib < math.inf:
             raise ValueError(f"memory_gib must be positive, got {self.memory_gib}.")
 

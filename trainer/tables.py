@@ -101,10 +101,16 @@ def store_table(store: Mapping[str, Any]) -> Table:
         by_split = [store[name][split] for split in ("train", "val", "test")]
         table.add_row(name, *map(formats.count, (sum(by_split), *by_split)))
     table.add_section()
+    if (store.get("log_events") or store["events"]) > store["events"]:
+        table.add_row("events left out", formats.count(store["log_events"] - store["events"]))
+    if store.get("duplicates"):
+        table.add_row("duplicate events, kept", formats.count(store["duplicates"]))
     table.add_row("partitions", formats.count(len(store["partitions"])))
     table.add_row("size", formats.size(store["bytes"]))
     if store.get("best_auc") is not None:
         table.add_row("best reachable AUC", formats.decimal(store["best_auc"]))
+    if store.get("fingerprint"):
+        table.add_row("fingerprint", store["fingerprint"][:12])
     return table
 
 

@@ -125,7 +125,11 @@ def test_planning_twice_gives_the_same_plan() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"kinds": ()}, "kinds must name"), ({"memory_gib": 0.0}, "memory_gib must be positive")],
+    [
+        ({"kinds": ()}, "kinds and table_kinds take"),
+        ({"table_kinds": {"attention_item": "data_parallel"}}, "kinds and table_kinds take"),
+        ({"memory_gib": 0.0}, "memory_gib must be positive"),
+    ],
 )
 def test_a_config_that_allows_nothing_is_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

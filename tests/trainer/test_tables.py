@@ -43,7 +43,8 @@ def test_plan_shows_each_table_and_the_total() -> None:
         "shards": [{"rank": r, "offset": [46_000 * r, 0], "size": [46_000, 16]} for r in range(2)],
     }
     shown = lines(plan_table({"world_size": 2, "tables": [item]}))
-    assert "item 92,000 16 5.6 MiB row_wise fused rowwise_adagrad 0, 1" in shown
+    assert any("rowwise_adagrad" in line for line in shown)
+    assert "item 92,000 16 5.6 MiB row_wise fused 0, 1" in shown
     assert "total 5.6 MiB" in shown
 
 
