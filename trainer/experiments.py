@@ -15,7 +15,7 @@ from trainer.experiment import Experiment, FieldWidths
 
 def dare() -> Experiment:
     """DARE: separate attention and representation tables, sampled auxiliary, cosine search."""
-    return Experiment(model=RankerConfig(auxiliary="sampled", score="cosine"))
+    return Experiment(model=RankerConfig(auxiliary="sampled", score="cosine"), history_length=1600)
 
 
 def twin() -> Experiment:
