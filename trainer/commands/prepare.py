@@ -1,8 +1,10 @@
 """``twofold prepare SOURCE``: turns a log into an event store."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +37,20 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     name = choose("source", SOURCES, arguments, USAGE)
     build = parse(_builder(name, SOURCES[name]), f"prepare {name}", arguments[1:])
-    Console().print(store_table(dataclasses.asdict(build())))
+    with _quiet_pyarrow():
+        info = build()
+    Console().print(store_table(dataclasses.asdict(info)))
     return 0
+
+
+@contextlib.contextmanager
+def _quiet_pyarrow() -> Iterator[None]:
+    """Of a bad line that is not UTF-8 it prints a traceback beside the error that it raises."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _sentence(source_type: type) -> str:
