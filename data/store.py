@@ -94,7 +94,7 @@ class StoreInfo:
         """Raises InputError if ``folder`` holds no store, or one of another format."""
         file = folder / "store.json"
         if not file.is_file():
-            what = "has no store.json" if folder.is_dir() else "does not exist"
+            what = "has no store.json" if folder.exists() else "does not exist"
             raise InputError(
                 f"{folder} {what}, so it is no event store. "
                 f"Make one with: twofold prepare SOURCE --out {folder}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.console import Console, RenderableType
@@ -34,7 +35,7 @@ class Display:
             disable=not (shown and self.console.is_terminal),
         )
         self._tasks: dict[str, TaskID] = {}
-        self._last_line = 0.0
+        self._last_line = -math.inf
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -56,7 +57,7 @@ class Display:
                 self.print(f"{what} {done}/{total} {note}".rstrip())
             return
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total, note=note)
+            self._tasks[what] = self._bar.add_task(what, total=total, completed=done, note=note)
         self._bar.update(self._tasks[what], completed=done, total=total, note=note)
         if done >= total:
             self._bar.remove_task(self._tasks.pop(what))
