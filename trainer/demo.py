@@ -18,8 +18,8 @@ from data.sources.completejourney import CompleteJourney
 from data.store import EventStore, numpy_columns, read_arrow
 from torchx_specs.launch import run_local
 from trainer.metrics import Predictions, paired_difference
+from trainer.provenance import versions
 from trainer.report.page import write_report
-from trainer.run_folder import versions
 from trainer.tables import results_table, store_table
 
 MODELS = ("dare", "twin")

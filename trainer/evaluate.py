@@ -18,7 +18,7 @@ from trainer.tables import results_table
 
 
 def evaluate_run(run: Path, data: Path, split: Split, checkpoint: Link, ranks: Ranks) -> None:
-    """Prints the metrics of a run's checkpoint and writes them to ``RUN/evaluation-SPLIT.json``.
+    """Prints the metrics of a run's checkpoint and writes them to a file of the run folder.
 
     Raises:
         InputError: no run or checkpoint there, or another store than the run's.
@@ -55,5 +55,5 @@ def evaluate_run(run: Path, data: Path, split: Split, checkpoint: Link, ranks: R
             "world_size": ranks.world_size,
             **metrics,
         }
-        RunFolder(run).write(f"evaluation-{split}.json", result)
+        RunFolder(run).write(f"evaluation-{checkpoint}-{split}.json", result)
         display.print(results_table({config["experiment"]: metrics}))

@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,17 +17,16 @@ from pydantic import TypeAdapter, ValidationError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from data.errors import InputError
-from data.store import EventStore
 from trainer.experiment import Experiment
 
 RUN_FILES = (
-    "config.json", "plan.json", "metrics.jsonl", "analysis.json", "summary.json", "report.html",
-    "predictions-test.arrow",
-    "evaluation-train.json", "evaluation-val.json", "evaluation-test.json",
+    "plan.json", "metrics.jsonl", "analysis.json", "summary.json", "report.html",
+    "predictions-test.arrow", "evaluation-*.json", "checkpoints", "tensorboard",
+    "config.json",  # last: without it the rest would not be known for a run
 )  # fmt: skip
 FULL = 2**16
 """A disk with fewer bytes left is full."""
-MAY_CHANGE = ("epochs", "patience", "sharding")
+MAY_CHANGE = ("epochs", "patience", "evaluate_every", "log_every", "bootstrap", "sharding")
 """Settings that a resumed run may have other than before."""
 
 
@@ -133,10 +128,9 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Deletes what a run writes, and nothing else that may lie there."""
-        for name in RUN_FILES:
-            (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "tensorboard"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for pattern in RUN_FILES:
+            for path in self.path.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
@@ -185,29 +179,6 @@ def _step(line: str) -> float:
         return math.inf
 
 
-def describe_run(name: str, experiment: Experiment, store: EventStore) -> dict[str, Any]:
-    """What ``config.json`` holds: all that is needed to do it again."""
-    info = store.info
-    return {
-        "experiment": name,
-        # as JSON has it, lists for tuples: it is compared with what a file says
-        "config": TypeAdapter(Experiment).dump_python(experiment, mode="json"),
-        "data": {
-            "source": info.source,
-            "fingerprint": info.fingerprint,
-            "seed": info.seed,
-            "users": info.users,
-            "events": info.events,
-            "items": info.items,
-            "requests": info.requests,
-            "best_auc": info.best_auc,
-        },
-        "versions": versions(),
-        "commit": commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
 def read_config(run: Path) -> dict[str, Any]:
     """``config.json`` of a run.
 
@@ -245,30 +216,3 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return leaves
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in ("twofold", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """Of the repository that this code runs from, with ``-dirty`` if files differ from it."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip() or None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -21,9 +21,6 @@ from sharding.apply import shard
 from sharding.plan import choose_plan, describe_plan
 from trainer.experiment import Experiment
 from trainer.processes import Ranks
-
-CANDIDATES_PER_REQUEST = 6
-"""For the planner's estimate of lookups only."""
 
 
 @dataclass
@@ -73,6 +70,7 @@ def build_ranker(experiment: Experiment, store: EventStore) -> LifelongRanker:
 def plan_ranker(
     ranker: LifelongRanker,
     experiment: Experiment,
+    store: EventStore,
     *,
     world_size: int,
     local_world_size: int,
@@ -82,14 +80,16 @@ def plan_ranker(
     attended = experiment.model.top_k + (
         experiment.model.auxiliary_others if experiment.model.auxiliary == "sampled" else 0
     )
-    requests = -(-experiment.requests_per_batch // world_size)
+    requests = math.ceil(experiment.requests_per_batch / world_size)
+    candidates = requests * store.info.candidates["train"] / store.info.requests["train"]
     plan = choose_plan(
         ranker,
         world_size=world_size,
         local_world_size=local_world_size,
         device_type=device_type,
-        lookups_per_rank=requests * CANDIDATES_PER_REQUEST * (1 + attended)
-        + requests * experiment.history_length,
+        lookups_per_rank=math.ceil(
+            candidates * (1 + attended) + requests * experiment.history_length
+        ),
         config=experiment.sharding,
     )
     described = describe_plan(ranker, plan, world_size=world_size, optimizer=experiment.tables.kind)
@@ -102,6 +102,7 @@ def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> Trai
     plan, described = plan_ranker(
         ranker,
         experiment,
+        store,
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
         device_type=ranks.device.type,
@@ -149,8 +150,3 @@ def train_step(
     losses.total().backward()
     state.dense.step()
     return Losses(*(term.detach() for term in losses))
-
-
-def probabilities(output: RankerOutput) -> Tensor:
-    """(S,) predicted click probabilities."""
-    return output.logits.sigmoid()

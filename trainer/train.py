@@ -25,8 +25,9 @@ from trainer.metrics import Metrics, Predictions, calibration_curve, evaluate
 from trainer.predict import AttentionByRecency, LookupCounter, evaluation_loader, predict
 from trainer.processes import Ranks, on_first_rank
 from trainer.progress import Display
+from trainer.provenance import describe_run, versions
 from trainer.report.page import write_report
-from trainer.run_folder import RunFolder, describe_run, disk_errors, versions
+from trainer.run_folder import RunFolder, disk_errors
 from trainer.state import TrainState, build_state, forward, train_step
 from trainer.tables import plan_table, results_table
 
@@ -44,10 +45,11 @@ class Trainer:
         self.name, self.experiment, self.ranks = name, experiment, ranks
         self.store = EventStore.open(data)
         self.loader = self._train_loader()
-        self.run = RunFolder(out)
+        self.folder = RunFolder(out)
         self.checkpoints = Checkpoints(out, ranks)
         self.position = Position()
         self.state: TrainState
+        self._board: SummaryWriter | None = None  # rank 0 has one
         for split in ("val", "test"):
             # refuses now what would end the run after its training
             evaluation_loader(self.store, split, experiment, ranks)
@@ -66,17 +68,20 @@ class Trainer:
     def main(self, *, resume: bool = False, replace: bool = False) -> dict[str, Any]:
         """The whole run; returns its summary on rank 0 and {} elsewhere."""
         config = describe_run(self.name, self.experiment, self.store)
-        on_first_rank(self.ranks, lambda: self.run.claim(config, resume=resume, replace=replace))
+        on_first_rank(self.ranks, lambda: self.folder.claim(config, resume=resume, replace=replace))
         try:
             self.state = build_state(self.experiment, self.store, self.ranks)
-            with Display(shown=self.ranks.first) as display, disk_errors(self.run.path):
+            with Display(shown=self.ranks.first) as display, disk_errors(self.folder.path):
                 self._start(resume, display)
                 self._fit(display)
                 return self._finish(display)
         except BaseException:
             if self.ranks.first:
-                self.run.abandon()
+                self.folder.abandon()
             raise
+        finally:
+            if self._board:
+                self._board.close()
 
     def _start(self, resume: bool, display: Display) -> None:
         if resume and self.checkpoints.exists("last"):
@@ -84,10 +89,13 @@ class Trainer:
             self.loader.load_state_dict(
                 {"epoch": self.position.epoch, "batch": self.position.batch}
             )
-            display.print(f"Resuming {self.run.path} at step {self.position.step}.")
+            display.print(f"Resuming {self.folder.path} at step {self.position.step}.")
         if self.ranks.first:
-            self.run.forget_after(self.position.step)
-            self.run.write("plan.json", self.state.plan)
+            self.folder.forget_after(self.position.step)
+            self.folder.write("plan.json", self.state.plan)
+            self._board = SummaryWriter(
+                str(self.folder.path / "tensorboard"), purge_step=self.position.step + 1
+            )
         display.print(plan_table(self.state.plan))
 
     def _fit(self, display: Display) -> None:
@@ -97,8 +105,7 @@ class Trainer:
         every = experiment.evaluate_every or math.ceil(len(self.loader) / EVALUATIONS_PER_EPOCH)
         counter = LookupCounter(sharded_collections(self.state.model))
         meter = _Meter(self.ranks)
-        board = SummaryWriter(str(self.run.path / "tensorboard")) if self.ranks.first else None
-        while position.step < steps and position.evaluations_since_best < experiment.patience:
+        while position.step < steps and not self._stopped_early():
             for batch in self.loader:
                 batch = batch.to(self.ranks.device, non_blocking=True)
                 meter.add(train_step(self.state, batch, experiment, self.ranks.world_size), batch)
@@ -106,27 +113,26 @@ class Trainer:
                 position.epoch, position.batch = self.loader.state_dict().values()
                 evaluates = position.step % every == 0 or position.step == steps
                 if evaluates or position.step % experiment.log_every == 0:
-                    record = meter.record(position)
-                    self._log(record, board)
-                    display.update(
-                        "train",
-                        position.step,
-                        steps,
-                        f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} samples/s",
-                    )
+                    self._log(meter.record(position), display, steps)
                 if evaluates:
                     position.lookups = position.lookups or counter.close(
                         position.step, self.ranks.device
                     )
-                    self._validate(display, board)
+                    self._validate(display)
                     meter.restart_clock()
-                    if position.evaluations_since_best >= experiment.patience:
-                        display.print("Validation AUC has stopped rising: early stop.")
-                        break
-        if board:
-            board.close()
+                if self._stopped_early():
+                    display.print("Validation AUC has stopped rising: early stop.")
+                    break
 
-    def _validate(self, display: Display, board: SummaryWriter | None) -> None:
+    def _stopped_early(self) -> bool:
+        return self.position.evaluations_since_best >= self.experiment.patience
+
+    def _log(self, record: dict[str, Any], display: Display, steps: int) -> None:
+        self._record(record)
+        note = f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} samples/s"
+        display.update("train", record["step"], steps, note)
+
+    def _validate(self, display: Display) -> None:
         """Evaluates on the validation split and saves a checkpoint."""
         position = self.position
         refresh_statistics(
@@ -144,7 +150,7 @@ class Trainer:
             position.best_auc, position.best_step = auc, position.step
         position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
         record = {"kind": "eval", "split": "val", "step": position.step, **metrics.to_json()}
-        self._log(record, board)
+        self._record(record)
         display.print(
             f"step {position.step:>6}  validation AUC {metrics.auc:.4f}  "
             f"log loss {metrics.logloss:.4f}{'  (best)' if better else ''}"
@@ -182,12 +188,14 @@ class Trainer:
             "best_reachable_auc": self.store.info.best_auc,
             "versions": versions(),
         }
-        write_predictions(self.run.path / "predictions-test.arrow", predictions)
-        self.run.write("analysis.json", analysis)
-        self.run.write("summary.json", summary)
-        write_report(self.run.path / "report.html", [self.run.path], title=f"Twofold: {self.name}")
+        write_predictions(self.folder.path / "predictions-test.arrow", predictions)
+        self.folder.write("analysis.json", analysis)
+        self.folder.write("summary.json", summary)
+        write_report(
+            self.folder.path / "report.html", [self.folder.path], title=f"Twofold: {self.name}"
+        )
         display.print(results_table({self.name: summary}))
-        display.print(f"Report: {self.run.path / 'report.html'}")
+        display.print(f"Report: {self.folder.path / 'report.html'}")
         return summary
 
     def _metrics(
@@ -206,14 +214,15 @@ class Trainer:
         resamples = self.experiment.bootstrap if split == "test" and self.ranks.first else 0
         return evaluate(predictions, bootstrap=resamples), predictions
 
-    def _log(self, record: dict[str, Any], board: SummaryWriter | None) -> None:
-        if not board:
+    def _record(self, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, and points for TensorBoard."""
+        if not self._board:
             return
-        self.run.append(record)
+        self.folder.append(record)
         prefix = record.get("split", "train")
         for key, value in record.items():
             if isinstance(value, float) and key != "seconds":
-                board.add_scalar(f"{prefix}/{key}", value, record["step"])
+                self._board.add_scalar(f"{prefix}/{key}", value, record["step"])
 
 
 class _Meter:

@@ -33,7 +33,7 @@ def test_any_world_size_reproduces_the_summary_from_the_best_checkpoint(
 ) -> None:
     run = finished_copy(2)
     evaluate(run, store, world_size, "test", "best")
-    found, summary = read(run, "evaluation-test.json"), read(run, "summary.json")
+    found, summary = read(run, "evaluation-best-test.json"), read(run, "summary.json")
     assert (found["step"], found["world_size"]) == (summary["best_step"], world_size)
     for name in METRICS:
         assert found[name] == pytest.approx(summary[name], abs=1e-6), name
@@ -47,7 +47,7 @@ def test_the_summary_is_of_the_best_checkpoint_and_not_of_the_last(
     logloss = {}
     for checkpoint in ("best", "last"):
         evaluate(run, store, 1, "test", checkpoint)
-        logloss[checkpoint] = read(run, "evaluation-test.json")["logloss"]
+        logloss[checkpoint] = read(run, f"evaluation-{checkpoint}-test.json")["logloss"]
     assert read(run, "summary.json")["logloss"] == pytest.approx(logloss["best"], abs=1e-6)
     assert abs(logloss["best"] - logloss["last"]) > 1e-3
 
@@ -57,7 +57,7 @@ def test_the_last_checkpoint_on_validation_is_the_last_line_of_the_metrics(
 ) -> None:
     run = finished_copy(2)
     evaluate(run, store, 2, "val", "last")
-    found, line = read(run, "evaluation-val.json"), metrics_lines(run)[-1]
+    found, line = read(run, "evaluation-last-val.json"), metrics_lines(run)[-1]
     assert (found["checkpoint"], found["step"]) == ("last", line["step"])
     for name in METRICS:
         assert found[name] == line[name], name

@@ -13,7 +13,8 @@ from data.store import EventStore
 from tests.ranks import run_ranks
 from tests.trainer.small_runs import EXPERIMENT
 from trainer.experiments import EXPERIMENTS
-from trainer.run_folder import RunFolder, describe_run, read_config, read_experiment
+from trainer.provenance import describe_run
+from trainer.run_folder import RunFolder, read_config, read_experiment
 
 
 @pytest.fixture
