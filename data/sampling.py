@@ -6,13 +6,16 @@ Shapes: N slots, each to be filled with one item; P excluded (group, item) pairs
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from data.errors import InputError
-from data.source import Requests
+from data.source import Partition, Requests
 
-MAX_ATTEMPTS = 1000
+MAX_ATTEMPTS = 50
+"""Of a slot; one that is still open (its group excludes nearly all popularity) is then drawn from
+what is left."""
 
 
 def draw_negatives(
@@ -24,6 +27,7 @@ def draw_negatives(
     group: np.ndarray,
     excluded_group: np.ndarray,
     excluded_item: np.ndarray,
+    original: Callable[[int], object],
 ) -> np.ndarray:
     """(N,) int32 item ids, item i with probability popularity[i] / sum over the allowed items.
 
@@ -37,9 +41,10 @@ def draw_negatives(
         group: (N,) int64 from 0: which excluded items apply (the user, the basket ...).
         excluded_group: (P,) int64 group of each excluded pair.
         excluded_item: (P,) item id of each excluded pair.
+        original: a user's id in the log, for messages.
 
     Raises:
-        InputError: a group excludes (nearly) every item that has popularity.
+        InputError: a group excludes every item that has popularity.
     """
     if len(user) == 0:
         return np.empty(0, np.int32)
@@ -61,15 +66,26 @@ def draw_negatives(
         open_slots = open_slots[_contains(excluded, group[open_slots] * len(popularity) + item)]
         if len(open_slots) == 0:
             return drawn
-    raise InputError(
-        f"No negative found in {MAX_ATTEMPTS} draws for user number {user[open_slots[0]]}: "
-        f"their own items are (nearly) all of the {np.count_nonzero(popularity)} items with "
-        "popularity. Use a log with more items, or leave this user out."
-    )
+    for one in np.unique(group[open_slots]):
+        slots = open_slots[group[open_slots] == one]
+        left = popularity.copy()
+        left[excluded_item[excluded_group == one]] = 0
+        cumulative = np.cumsum(left)
+        if cumulative[-1] == 0:
+            raise InputError(
+                f"No negative is left for user {original(int(user[slots[0]]))}: their own items "
+                f"are all of the {np.count_nonzero(popularity)} items with popularity. Use a log "
+                "with more items, or leave this user out."
+            )
+        uniform = hash64(seed, user[slots], slot[slots], MAX_ATTEMPTS)
+        place = uniform % np.uint64(cumulative[-1])
+        drawn[slots] = np.searchsorted(cumulative, place, side="right")
+    return drawn
 
 
 def add_negatives(
     positives: Requests,
+    partition: Partition,
     popularity: np.ndarray,
     *,
     negatives: int,
@@ -82,7 +98,7 @@ def add_negatives(
     """Each positive followed by its negatives.
 
     Args:
-        positives: requests whose C candidates are all positive.
+        positives: requests of the partition whose C candidates are all positive.
         negatives: to draw for each positive.
         slot: (C,) number of each positive, different for every positive of a user.
         group: (C,) as in ``draw_negatives``, like the rest.
@@ -100,6 +116,7 @@ def add_negatives(
         group=per_slot(group),
         excluded_group=excluded_group,
         excluded_item=excluded_item,
+        original=partition.original_user,
     )
     candidates = np.column_stack([positives.candidates, drawn.reshape(-1, negatives)])
     labels = np.zeros(candidates.shape, np.int8)
@@ -122,7 +139,7 @@ def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def hash64(seed: int, user: np.ndarray, slot: np.ndarray, attempt: int) -> np.ndarray:
     """(N,) uint64, uniform and independent for different keys (SplitMix64, one key after the
-    other). ``draw_negatives`` uses attempts from 0 to MAX_ATTEMPTS - 1.
+    other). ``draw_negatives`` uses attempts from 0 to MAX_ATTEMPTS.
     """
     state = _mix(np.full(1, seed % 2**64, np.uint64))
     for key in (user.astype(np.uint64), slot.astype(np.uint64), np.full(1, attempt, np.uint64)):

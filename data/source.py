@@ -74,6 +74,10 @@ class Partition:
         """(N,) int64: which of the U users each event belongs to."""
         return np.repeat(np.arange(len(self.user)), self.count)
 
+    def original_user(self, user: int) -> object:
+        """Id in the log of the user of a dense id."""
+        return self.original[int(np.searchsorted(self.user, user))]
+
     def history_end(self) -> np.ndarray:
         """(N,) int64: the first event of the same user and time, before which the history of each
         event ends.

@@ -90,6 +90,7 @@ class CompleteJourney:
         lines = _choose_positives(partition, baskets, seed)
         requests = add_negatives(
             _positive_requests(partition, baskets, lines),
+            partition,
             popularity,
             negatives=NEGATIVES_PER_POSITIVE,
             seed=seed,

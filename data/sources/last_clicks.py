@@ -88,6 +88,7 @@ class LastClicks:
         )
         return add_negatives(
             positives,
+            partition,
             popularity,
             negatives=self.negatives,
             seed=seed,

@@ -186,6 +186,7 @@ class TableSource:
         within = np.arange(len(request_of)) - positives.offsets[request_of]
         return add_negatives(
             positives,
+            partition,
             popularity,
             negatives=self.negatives,
             seed=seed,

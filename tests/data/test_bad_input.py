@@ -210,7 +210,7 @@ def test_unsorted_log(tmp_path: Path, out: Path) -> None:
 
 def test_a_user_who_has_every_item(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\nu,a,1\nu,a,2\n", val_start=9, test_start=9)
-    refused(source, out, "No negative found", "user number 0", "more items")
+    refused(source, out, "No negative is left for user u", "more items", "leave this user out")
 
 
 def test_no_training_events_to_draw_from(tmp_path: Path, out: Path) -> None:

@@ -189,11 +189,30 @@ def test_negatives_follow_popularity_without_the_excluded() -> None:
         group=np.arange(n) % 2,
         excluded_group=np.array([1]),
         excluded_item=np.array([1]),
+        original=str,
     )
     free, bound = np.bincount(drawn[::2], minlength=5), np.bincount(drawn[1::2], minlength=5)
     # 15,000 draws: the standard deviation of a share is at most 0.004
     np.testing.assert_allclose(free / (n / 2), [0, 0.5, 0.3, 0, 0.2], atol=0.016)
     np.testing.assert_allclose(bound / (n / 2), [0, 0, 0.6, 0, 0.4], atol=0.016)
+
+
+def test_where_nearly_all_popularity_is_excluded_the_draw_is_exact() -> None:
+    n = 3000
+    drawn = draw_negatives(
+        np.array([0, 10**12, 3, 10**12, 1]),
+        seed=1,
+        user=np.arange(n),
+        slot=np.zeros(n, np.int64),
+        group=np.arange(n) % 2,
+        excluded_group=np.array([0, 0, 1]),
+        excluded_item=np.array([1, 3, 1]),
+        original=str,
+    )
+    shares = np.bincount(drawn[::2], minlength=5) / (n / 2)
+    # 1,500 draws: the standard deviation of a share is at most 0.013
+    np.testing.assert_allclose(shares, [0, 0, 0.75, 0, 0.25], atol=0.05)
+    assert set(drawn[1::2]) == {3}  # the other group never waits
 
 
 def test_a_store_is_replaced_only_by_a_complete_one(tmp_path: Path) -> None:
