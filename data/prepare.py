@@ -7,6 +7,8 @@ second builds one partition after the other. Memory holds the vocabularies and o
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import itertools
 import os
 import shutil
@@ -14,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -120,19 +122,17 @@ def _check_out(out: Path, overwrite: bool) -> None:
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
     """The folder beside ``out`` in which the store is built; removed if it is not published."""
+    _clear_leftovers(out)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-    except FileExistsError as error:
-        raise InputError(
-            f"{partial} exists, left by a run that was killed. Delete it and start again."
-        ) from error
     except OSError as error:
         raise InputError(
             f"{out.parent} cannot be written to ({error}). Name another --out."
         ) from error
     try:
-        yield partial
+        with _held(partial):
+            yield partial
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -141,15 +141,48 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _clear_leftovers(out: Path) -> None:
+    """Deletes what killed runs for the same store left; names it, and what is to stay."""
+    for folder in sorted(out.parent.glob(f"{glob.escape(out.name)}.partial-*")):
+        with _held(folder) as free:
+            if free:
+                print(f"Deleting {folder}, left by a run that was killed.", file=sys.stderr)
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                print(f"{folder} stays: another run writes it, or it is not ours.", file=sys.stderr)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Locks a folder; False where another process holds it, or it cannot be locked.
+
+    Process ids come back, in containers all the time; a lock ends with its process.
+    """
+    with ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError:
+            free = False
+        yield free
+
+
 def _publish(partial: Path, out: Path) -> None:
-    """Puts the finished store in its place; what was there goes last."""
+    """Puts the finished store in its place; what was there goes last, or comes back."""
     if not out.exists():
         partial.rename(out)
         return
     old = out.with_name(f"{out.name}.old-{os.getpid()}")
-    out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old)
+    try:
+        out.rename(old)
+        partial.rename(out)
+    finally:
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(out)
 
 
 def _disk_full(partial: Path) -> str:
@@ -168,15 +201,11 @@ def _ended_by_exception() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    before = signal.signal(signal.SIGTERM, _end)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _end(*_: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ nothing behind."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import os
@@ -10,6 +11,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from data.errors import InputError
 from data.prepare import prepare
 from data.sources.table import TableSource
 from data.sources.taobao import TaobaoSource
+from data.store import EventStore
 from tests.data.memory_source import MemorySource, log
 
 
@@ -272,12 +275,63 @@ def test_out_that_cannot_be_written() -> None:
         prepare(log(user=[1], item=[1], time=[1]), "/proc/no/store")
 
 
-def test_what_a_killed_run_left_is_not_touched(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_named_and_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # process ids come back: this one is alive, and is ours
     left = tmp_path / f"store.partial-{os.getpid()}"
-    left.mkdir()
-    with pytest.raises(InputError, match="left by a run that was killed"):
-        prepare(log(user=[1], item=[1], time=[1]), tmp_path / "store")
-    assert left.exists()
+    of_another_store = tmp_path / "store2.partial-1"
+    for folder in (left, of_another_store):
+        folder.mkdir()
+        (folder / "items.arrow").touch()
+    prepare(log(user=[1], item=[1], time=[1]), tmp_path / "store")
+    assert capsys.readouterr().err == f"Deleting {left}, left by a run that was killed.\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", of_another_store.name]
+
+
+def test_what_a_living_run_writes_is_named_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = log(user=[1], item=[1], time=[1])
+
+    def meanwhile() -> Iterator[pl.DataFrame]:
+        [partial] = tmp_path.iterdir()
+        other = "from data import prepare; prepare._clear_leftovers(prepare.Path('store'))"
+        found = subprocess.run(
+            [sys.executable, "-c", other],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert found.stderr == f"{partial.name} stays: another run writes it, or it is not ours.\n"
+        yield from source.frames
+
+    running = dataclasses.replace(source)
+    object.__setattr__(running, "event_frames", meanwhile)
+    prepare(running, tmp_path / "store")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("renamed", [1, 2])
+def test_interrupted_while_it_is_replaced_a_store_is_the_old_or_the_new(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, renamed: int
+) -> None:
+    out, rename, renames = tmp_path / "store", Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> None:
+        rename(path, target)
+        renames.append(target)
+        if len(renames) == renamed:
+            raise KeyboardInterrupt
+
+    prepare(log(user=[1], item=[1], time=[1]), out)
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(log(user=[1, 1], item=[1, 1], time=[1, 2]), out, overwrite=True)
+    assert EventStore.open(out).info.events == renamed
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_full_disk(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
