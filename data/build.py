@@ -25,12 +25,8 @@ class StoreBuilder:
 
     def __init__(self, source: Source, log: ScatteredLog, folder: Path, seed: int) -> None:
         self.source, self.log, self.folder, self.seed = source, log, folder, seed
-        self.kept = (
-            log.users.filter(pl.col("count") >= source.min_events)
-            .with_row_index("user")
-            .select(pl.col("user").cast(pl.Int64), "original", "count")
-        )
-        """Users with rows in the store: dense id, id in the log, number of events."""
+        self.kept = log.users.filter(pl.col("count") >= source.min_events)
+        """Users with rows in the store, by dense id: original, count."""
         self.popularity = np.concatenate([[0], log.items["popularity"].to_numpy()])
         self.partitions: list[StoredPartition] = []
         self.duplicates = 0
@@ -46,15 +42,12 @@ class StoreBuilder:
 
     def _encode(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The kept users' events, in dense ids, sorted by (user, time), ties in file order."""
-        users = self.kept.select("original", user_id="user")
-        frame = frame.join(
-            users, left_on="user", right_on="original", how="inner", maintain_order="left"
-        )
+        frame = frame.with_columns(encode(frame["user"], self.kept).cast(pl.Int64) - 1)
+        frame = frame.filter(pl.col("user") >= 0)
         frame = frame.with_columns(
-            pl.col("user_id").alias("user"),
             encode(frame["item"], self.log.items),
             *(encode(frame[name], words) for name, words in self.log.vocabularies.items()),
-        ).drop("user_id")
+        )
         if "category" not in frame.columns:
             frame = frame.with_columns(category=pl.lit(1, pl.Int32))
         return frame.sort("user", "time", maintain_order=True)

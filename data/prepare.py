@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.build import StoreBuilder
 from data.errors import InputError
-from data.scatter import ScatteredLog, scatter
+from data.scatter import ScatteredLog, scatter, split_bucket
 from data.source import Source
 from data.store import StoreInfo
 
@@ -32,7 +32,8 @@ EVENTS_PER_PARTITION = 2_000_000
 MAX_PARTITIONS = 512
 """Each is an open file in the first pass."""
 NUM_BUCKETS = 128
-"""Of the first pass, which does not know yet how many partitions the log needs."""
+"""Of the first pass, which does not know yet how many partitions the log needs. Where they are
+more, buckets are split."""
 
 
 def prepare(
@@ -70,7 +71,7 @@ def prepare(
         with _progress(progress) as bars:
             log = _scatter(source, partial / "scratch", partitions or NUM_BUCKETS, bars)
             builder = StoreBuilder(source, log, partial, seed)
-            tasks = _assign(log, partitions)
+            tasks = list(_assign(log, partitions))
             for buckets in bars.track(tasks, description="partitions built"):
                 builder.add_partition(buckets)
                 for bucket in buckets:
@@ -96,15 +97,21 @@ def _scatter(source: Source, scratch: Path, num_buckets: int, bars: Progress) ->
     return log
 
 
-def _assign(log: ScatteredLog, partitions: int | None) -> list[list[Path]]:
-    """Neighbouring buckets to partitions; buckets without rows to none."""
+def _assign(log: ScatteredLog, partitions: int | None) -> Iterator[list[Path]]:
+    """Buckets of each partition: some neighbours, or of a very long log a piece of one. Those
+    without rows are in none.
+    """
     count = len(log.buckets)
-    wanted = partitions or min(count, -(-log.events // EVENTS_PER_PARTITION))
+    wanted = partitions or -(-log.events // EVENTS_PER_PARTITION)
     bounds = [count * number // wanted for number in range(wanted + 1)]
-    return [
-        [log.buckets[number] for number in range(begin, end) if log.bucket_rows[number]]
-        for begin, end in itertools.pairwise(bounds)
-    ]
+    if wanted <= count:
+        for begin, end in itertools.pairwise(bounds):
+            yield [log.buckets[number] for number in range(begin, end) if log.bucket_rows[number]]
+        return
+    for bucket, rows in zip(log.buckets, log.bucket_rows, strict=True):
+        pieces = round(rows / EVENTS_PER_PARTITION)
+        for path in split_bucket(bucket, pieces) if pieces > 1 else [bucket]:
+            yield [path]
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

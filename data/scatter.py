@@ -5,6 +5,7 @@ Memory holds one frame and the vocabularies, never the log.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from data.errors import InputError
+from data.sampling import hash64
 from data.source import Source
 from data.vocabulary import Vocabulary
 
@@ -85,18 +87,34 @@ def scatter(
     )
 
 
-class _Buckets(ExitStack):
-    """Arrow stream files, by a hash of the user."""
+def split_bucket(bucket: Path, pieces: int) -> list[Path]:
+    """Scatters one bucket again, and deletes it; returns the pieces that have rows."""
+    folder = bucket.with_suffix("")
+    folder.mkdir()
+    with (
+        _Buckets(folder, pieces, seed=1) as buckets,
+        pa.memory_map(str(bucket)) as file,
+        pa.ipc.open_stream(file) as batches,
+    ):
+        for batch in batches:
+            buckets.write(pl.from_arrow(batch))
+    bucket.unlink()
+    return [path for path, rows in zip(buckets.paths, buckets.rows, strict=True) if rows]
 
-    def __init__(self, folder: Path, num_buckets: int) -> None:
+
+class _Buckets(ExitStack):
+    """Arrow stream files, by a hash of (seed, user)."""
+
+    def __init__(self, folder: Path, num_buckets: int, seed: int = 0) -> None:
         super().__init__()
+        self.seed = seed
         self.paths = [folder / f"bucket-{number:05d}.arrows" for number in range(num_buckets)]
         self.rows = np.zeros(num_buckets, np.int64)
         self._writers: list[pa.RecordBatchStreamWriter] = []
 
     def write(self, frame: pl.DataFrame) -> None:
-        bucket = pl.col("user").hash(seed=0) % len(self.paths)
-        frame = frame.with_columns(bucket.cast(pl.Int32).alias("bucket"))
+        bucket = _hash_users(frame["user"], self.seed) % np.uint64(len(self.paths))
+        frame = frame.with_columns(bucket=bucket.astype(np.int32))
         frame = frame.sort("bucket", maintain_order=True)
         bounds = np.searchsorted(frame["bucket"].to_numpy(), np.arange(len(self.paths) + 1))
         table = frame.drop("bucket").to_arrow()
@@ -110,6 +128,15 @@ class _Buckets(ExitStack):
             if end > begin:
                 writer.write_table(table.slice(begin, end - begin))
         self.rows += np.diff(bounds)
+
+
+def _hash_users(users: pl.Series, seed: int) -> np.ndarray:
+    """(N,) uint64, the same with every version of every library: it decides the partition."""
+    if users.dtype == pl.String:
+        numbers = np.array([zlib.crc32(user) for user in users.cast(pl.Binary).to_list()])
+    else:
+        numbers = users.to_numpy()
+    return hash64(seed, numbers, np.zeros(1, np.int64), 0)
 
 
 def _checked_frames(source: Source) -> Iterator[pl.DataFrame]:

@@ -53,5 +53,7 @@ def encode(values: pl.Series, vocabulary: pl.DataFrame) -> pl.Series:
     """int32 ids of ``values``, from 1 by row of the vocabulary; null becomes 0."""
     ids = vocabulary.select("original", id=pl.int_range(1, pl.len() + 1, dtype=pl.Int32))
     frame = values.alias("original").to_frame()
+    if vocabulary.height > frame.height:  # the join below keeps its right side in memory
+        ids = ids.join(frame.unique(), on="original", how="semi")
     found = frame.join(ids, on="original", how="left", maintain_order="left")
     return found["id"].fill_null(0).alias(values.name)

@@ -26,7 +26,7 @@ SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 BATCH_ROWS = 500_000
 RESERVED = {
     *("user", "item", "time", "category", "action", "label", "row", "recency"),
-    *("original", "frequency", "popularity", "bucket", "user_id"),
+    *("original", "frequency", "popularity", "bucket"),
 }
 """Names of columns in the store and on the way to it."""
 MAX_SAMPLES = 4_000_000

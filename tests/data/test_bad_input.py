@@ -234,7 +234,6 @@ def test_no_training_events_to_draw_from(tmp_path: Path, out: Path) -> None:
         ({"side": ("original",)}, "original"),
         ({"side": ("popularity",)}, "popularity"),
         ({"side": ("bucket",)}, "bucket"),
-        ({"side": ("user_id",)}, "user_id"),
         ({"text": ("users",)}, r"\['users'\] that are not used"),
         ({"delimiter": "||"}, "one character"),
     ],

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+import data.prepare
 import data.scatter
 import data.vocabulary
 from data.errors import InputError
@@ -133,6 +135,36 @@ def test_partitions_do_not_change_what_is_asked(tmp_path: Path) -> None:
     one, five = EventStore.open(tmp_path / "one"), EventStore.open(tmp_path / "five")
     assert len(five.partitions) == 5
     assert request_rows(one) == request_rows(five)
+
+
+def test_a_very_long_log_has_more_partitions_than_buckets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = random_log(tmp_path / "log.csv", users=500)
+    prepare(source, tmp_path / "one", partitions=1)
+    monkeypatch.setattr(data.prepare, "NUM_BUCKETS", 4)
+    monkeypatch.setattr(data.prepare, "EVENTS_PER_PARTITION", 100)
+    info = prepare(source, tmp_path / "many")
+    assert 18 <= len(info.partitions) <= 22  # of 2,000 events
+    assert max(partition.events for partition in info.partitions) < 200
+    one, many = EventStore.open(tmp_path / "one"), EventStore.open(tmp_path / "many")
+    assert request_rows(one) == request_rows(many)
+
+
+def test_a_text_user_is_where_the_number_of_their_crc_32_is(tmp_path: Path) -> None:
+    # 0xcbf43926 is the CRC-32 of 123456789, in every description of it
+    text = ["123456789", *map(str, range(100))]
+    number = [0xCBF43926, *(zlib.crc32(user.encode()) for user in text[1:])]
+    infos = [
+        prepare(log(user=user, item=[1] * 101, time=[1] * 101), tmp_path / name, partitions=7)
+        for name, user in (("text", text), ("number", number))
+    ]
+    layouts = [
+        [part.users["user"].tolist() for part in EventStore.open(tmp_path / name).partitions]
+        for name in ("text", "number")
+    ]
+    assert layouts[0] == layouts[1]
+    assert all(5 <= part.users <= 30 for part in infos[0].partitions)
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
