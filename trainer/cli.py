@@ -28,10 +28,6 @@ Several processes:  torchrun --nproc-per-node 2 -m trainer.main train ...
 Exit codes: 0 done, 2 wrong usage or input, or Ctrl-C, 1 failure.
 """
 COMMANDS = ("doctor", "prepare", "train", "evaluate", "demo")
-INTERRUPTED = {
-    "prepare": "Interrupted. Nothing was written.",
-    "train": "Interrupted. Complete checkpoints are kept: go on from them with --resume.",
-}
 
 
 def main() -> NoReturn:
@@ -49,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         # imported only now: `twofold --help` does not wait for torch
         return importlib.import_module(f"trainer.commands.{name}").main(arguments[1:])
     except KeyboardInterrupt:
-        _complain(INTERRUPTED.get(arguments[0], "Interrupted."))
+        _complain("Interrupted. What was not complete is removed.")
         return 2
     except InputError as error:
         _complain(str(error))

@@ -22,6 +22,10 @@ from sharding.plan import PlanError
 TIMEOUT = datetime.timedelta(minutes=10)
 """After which a rank that waits for a lost one gives up."""
 
+INTERRUPTED = (
+    "Interrupted. Complete checkpoints are kept: train --resume goes on from the last one."
+)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -47,8 +51,8 @@ def process_group() -> Iterator[Ranks]:
     """Joins the process group that the environment names, or makes one of a single process.
 
     NCCL with GPUs, gloo without. Always destroys the group: a process that ends with it open can
-    die in its exit handlers. A user's mistake becomes one message, whichever ranks find it, and
-    exit code 2; SIGTERM, by which torchrun ends the other ranks, an exception.
+    die in its exit handlers. A user's mistake or Ctrl-C becomes one message, whoever sees it,
+    and exit code 2; SIGTERM, by which torchrun ends the other ranks, an exception.
     """
     _quiet_dependencies()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -96,8 +100,9 @@ def _told_once(store: dist.Store) -> Iterator[None]:
             print(f"twofold: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        _first(store)
-        raise
+        if _first(store):
+            print(f"twofold: {INTERRUPTED}", file=sys.stderr)
+        raise SystemExit(2) from None
     except Exception as error:
         if _first(store):
             raise

@@ -115,7 +115,7 @@ def test_wrong_usage_is_told_by_one_rank(
     ("ending", "code", "message"),
     [
         (InputError("no such thing"), 2, "twofold: no such thing\n"),
-        (KeyboardInterrupt(), 2, "twofold: Interrupted.\n"),
+        (KeyboardInterrupt(), 2, "twofold: Interrupted. What was not complete is removed.\n"),
         (SystemExit(143), 143, ""),
         (SystemExit(), 0, ""),
         (ZeroDivisionError("ours"), 1, "Traceback"),

@@ -257,7 +257,10 @@ def test_ctrl_c_in_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Synthetic, "event_frames", interrupt)
-    refused(Job(tmp_path, "prepare", "synthetic", "--out", tmp_path / "store").end(), "Nothing was")
+    refused(
+        Job(tmp_path, "prepare", "synthetic", "--out", tmp_path / "store").end(),
+        "Interrupted. What was not complete is removed.",
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["stderr", "stdout"]
 
 
@@ -273,8 +276,9 @@ def test_ctrl_c_in_training(store: Path, tmp_path: Path, world_size: int, moment
     job.wait_until(saved.exists if moment == "later" else job.prints("train 10/"))
     job.signal(signal.SIGINT)
     ended = job.end()
-    assert ended.codes[0] == 2
-    assert 0 not in ended.codes
+    # the other rank may notice first that its connection is gone
+    assert 2 in ended.codes
+    assert {*ended.codes} <= {1, 2}
     told(ended.err, "Interrupted", "--resume")
     assert saved.exists() == (moment == "later")
     assert out.exists() == (moment == "later")

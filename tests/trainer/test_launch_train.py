@@ -116,7 +116,7 @@ def test_a_run_that_ctrl_c_stopped_goes_on_with_resume(
     job = Job(tmp_path, *endless, **ranks)
     job.wait_until((run / "checkpoints" / "last" / "position.json").exists)
     job.signal(signal.SIGINT)
-    assert job.end().codes[0] == 2
+    assert 2 in job.end().codes
     step = json.loads((run / "checkpoints" / "last" / "position.json").read_text())["step"]
     steps_in_epoch = 4
     ended = Job(tmp_path, *line, "--epochs", step // steps_in_epoch + 1, "--resume", **ranks).end()
