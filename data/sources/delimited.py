@@ -16,6 +16,11 @@ from data.errors import InputError
 
 BLOCK_BYTES = 2**24
 
+TAIL_BYTES = 2**17
+"""At the end of a file, in which the last line is compared with those before."""
+MIN_LINES = 100
+"""Before the last line, to compare it with: by chance a shortest one is rarely the last."""
+
 TruncatedLine = Literal["error", "skip"]
 
 
@@ -39,11 +44,21 @@ def read_delimited(
         truncated_line: ``"skip"`` leaves out a *last* line that is cut.
 
     Raises:
-        InputError: the file is missing, damaged, has lines of the wrong length or values of the
-            wrong type.
+        InputError: the file is missing, damaged, has two columns of a wanted name, lines of the
+            wrong length or values of the wrong type.
     """
     if not file.is_file():
         raise InputError(f"{file} is no file. Give the path of a CSV file, plain or .gz.")
+    if names is None:
+        _check_header(file, columns, delimiter)
+    cut = _cut_number(file, delimiter)
+    if cut and truncated_line == "error":
+        raise InputError(
+            f"{file}: the last line ends without a line break and its last number, {cut!r}, is "
+            "shorter than those of all lines before it: the file was probably cut. Fetch it "
+            "again, add a line break if the line is whole, or leave it out with "
+            "--truncated-line skip."
+        )
     bad_lines: list[pa.csv.InvalidRow] = []
 
     def on_bad_line(row: pa.csv.InvalidRow) -> str:
@@ -69,8 +84,13 @@ def read_delimited(
                     strings_can_be_null=True,
                 ),
             )
+            waiting = None
             for batch in reader:
-                yield pl.from_arrow(batch)
+                if waiting is not None:
+                    yield waiting
+                waiting = pl.from_arrow(batch)
+            if waiting is not None:
+                yield waiting.head(-1) if cut else waiting
     except pa.ArrowKeyError as error:
         raise InputError(_missing_column(file, columns, delimiter)) from error
     except (OSError, pa.ArrowInvalid) as error:
@@ -95,6 +115,33 @@ def first_cells(file: Path, delimiter: str = ",") -> list[str]:
             f"{file} cannot be read ({error}). Give the path of a CSV file, plain or .gz."
         ) from error
     return [cell.strip('"') for cell in line.split(delimiter)]
+
+
+def _check_header(file: Path, columns: Sequence[str], delimiter: str) -> None:
+    found = first_cells(file, delimiter)
+    if repeated := [name for name in columns if found.count(name) > 1]:
+        raise InputError(
+            f"{file} has several columns named {', '.join(map(repr, repeated))}: {found}. "
+            "Rename all but the one that is meant."
+        )
+
+
+def _cut_number(file: Path, delimiter: str) -> str | None:
+    """What is left of the number that ends a plain file, where there is good evidence of a cut.
+
+    A cut gzip file cannot be read to its end, and a line of too few columns is found anyway.
+    """
+    if file.suffix == ".gz":
+        return None
+    with file.open("rb") as content:
+        content.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        lines = content.read().decode("utf-8", "replace").split("\n")[1:]  # the first may be half
+    if len(lines) <= MIN_LINES or len({line.count(delimiter) for line in lines}) > 1:
+        return None
+    *cells, cell = [line.rstrip("\r").split(delimiter)[-1] for line in lines]
+    if not all(map(str.isdecimal, [*cells, cell])):
+        return None
+    return cell if len(cell) < min(map(len, cells)) else None
 
 
 def _open(file: Path) -> IO[bytes]:

@@ -92,12 +92,45 @@ def test_log_without_long_histories(out: Path) -> None:
     refused(source, out, "No user of the log has 5 events", "longest history has 1")
 
 
-def test_last_line_cut(tmp_path: Path, out: Path) -> None:
-    text = "user,item,time\n1,2,3\n1,3,4\n1,4"
+@pytest.mark.parametrize("repeat", [1, 100])
+def test_last_line_cut(tmp_path: Path, out: Path, repeat: int) -> None:
+    text = "user,item,time\n" + "1,2,10\n1,3,10\n" * repeat + "1,4"
     source = csv(tmp_path, text)
-    refused(source, out, "log.csv, line 4", "2 columns where 3 are expected", "--truncated-line")
+    line = f"log.csv, line {2 * repeat + 2}"
+    refused(source, out, line, "2 columns where 3 are expected", "--truncated-line")
     info = prepare(csv(tmp_path, text, truncated_line="skip"), tmp_path / "kept")
-    assert info.log_events == 2
+    assert info.log_events == 2 * repeat
+
+
+CUT_NUMBER = "user,item,time\n" + "1,2,1000\n" * 200 + "1,3,100"
+
+
+def test_last_number_cut(tmp_path: Path, out: Path) -> None:
+    refused(csv(tmp_path, CUT_NUMBER), out, "log.csv", "'100'", "--truncated-line skip")
+    info = prepare(csv(tmp_path, CUT_NUMBER, truncated_line="skip"), tmp_path / "kept")
+    assert (info.log_events, info.items) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CUT_NUMBER + "\n",
+        CUT_NUMBER + "0",
+        CUT_NUMBER.replace("1,2,1000", "1,2,100", 1),
+        "user,item,time\n1,3,10\n1,2,9",
+        CUT_NUMBER.replace("1,2,1000\n", "1,2,1000,yes\n").replace("time", "time,sold") + ",no",
+    ],
+    ids=["line break", "as long", "another as short", "few lines", "text"],
+)
+def test_a_last_line_without_evidence_of_a_cut_is_kept(tmp_path: Path, text: str) -> None:
+    source = csv(tmp_path, text, sort=True, truncated_line="skip")
+    events = len(text.splitlines()) - 1
+    assert prepare(source, tmp_path / "store").log_events == events
+
+
+def test_two_columns_of_one_name(tmp_path: Path, out: Path) -> None:
+    source = csv(tmp_path, "user,item,time,item\n1,2,3,4\n")
+    refused(source, out, "several columns named 'item'", "Rename")
 
 
 def test_line_in_the_middle_cut(tmp_path: Path, out: Path) -> None:
