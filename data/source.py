@@ -143,6 +143,7 @@ class Source(Protocol):
         """
 
     def best_auc(self) -> float | None:
-        """The best AUC that any model can reach on the test split, where the truth is known.
+        """The best AUC that any model can reach on the test split, where the truth is known and
+        there are clicks enough to tell.
         Asked once, after the requests of the last partition.
         """

@@ -80,7 +80,7 @@ class StoreInfo:
     bytes: int
     """Of all Arrow files."""
     best_auc: float | None
-    """On the test split, where the source knows the truth."""
+    """On the test split, where the source knows the truth and the split is not too small."""
     fingerprint: str
     """SHA-256 over names and content of all Arrow files."""
     versions: dict[str, str]

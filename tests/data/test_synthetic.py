@@ -126,6 +126,11 @@ def test_one_preparation_s_clicks_do_not_count_for_the_next(tmp_path: Path) -> N
     assert prepare(used, tmp_path / "second", seed=2).best_auc == fresh
 
 
+def test_few_clicks_have_no_best_auc(tmp_path: Path) -> None:
+    few = dataclasses.replace(SMALL, users=40)  # 160 candidates of test requests at most
+    assert prepare(few, tmp_path / "store").best_auc is None
+
+
 def test_noise_decides_how_good_a_model_can_be(tmp_path: Path) -> None:
     best = []
     for noise in (0.05, 0.5, 50):
