@@ -37,7 +37,8 @@ EXPERIMENT = Experiment(
         auxiliary_hidden=(8,),
     ),
     fields=FieldWidths(attention_dim=4, representation_dim=4, representation_init_std=0.1),
-    tables=TableOptimizer(learning_rate=0.1),
+    # epsilon above rounding, which else moves rows without gradient (docs/findings.md)
+    tables=TableOptimizer(learning_rate=0.1, eps=1e-4),
     history_length=16,
     requests_per_batch=37,
     epochs=2,
