@@ -24,7 +24,7 @@ usage: twofold COMMAND [options]        twofold COMMAND --help
   demo       prepare a real log, train DARE and TWIN on it, compare them
 
 Several processes:  torchrun --nproc-per-node 2 -m trainer.main train ...
-                    torchx run -- EXPERIMENT --data STORE --out RUN
+                    torchx run -- -j 1x2 -- EXPERIMENT --data STORE --out RUN
 Exit codes: 0 done, 2 wrong usage or input, or Ctrl-C, 1 failure.
 """
 COMMANDS = ("doctor", "prepare", "train", "evaluate", "demo")
