@@ -26,7 +26,7 @@ def test_a_node_runs_torchrun_with_the_trainer() -> None:
     command = role.args[1]
     assert command.startswith("torchrun ")
     assert "--nnodes 1 --nproc_per_node 4" in command
-    assert command.endswith("-m trainer.main dare --data 'my store'")
+    assert command.endswith("-m trainer.main train dare --data 'my store'")
 
 
 def test_one_node_meets_on_the_loopback_address() -> None:
@@ -95,5 +95,5 @@ def test_the_command_line_reaches_the_app() -> None:
         args = ["-j", "1x3", "--env", "A=1,B=2", "--", "dare", "--data", "store"]
         app = runner.dryrun_component(COMPONENT, args, "local_cwd")._app
     assert app is not None
-    assert role_of(app).args[1].endswith("-m trainer.main dare --data store")
+    assert role_of(app).args[1].endswith("-m trainer.main train dare --data store")
     assert role_of(app).env["B"] == "2"
