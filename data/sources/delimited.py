@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
@@ -53,12 +53,7 @@ def read_delimited(
         _check_header(file, columns, delimiter)
     cut = _cut_number(file, delimiter)
     if cut and truncated_line == "error":
-        raise InputError(
-            f"{file}: the last line ends without a line break and its last number, {cut!r}, is "
-            "shorter than those of all lines before it: the file was probably cut. Fetch it "
-            "again, add a line break if the line is whole, or leave it out with "
-            "--truncated-line skip."
-        )
+        raise InputError(_cut_file(file, cut))
     bad_lines: list[pa.csv.InvalidRow] = []
 
     def on_bad_line(row: pa.csv.InvalidRow) -> str:
@@ -67,15 +62,13 @@ def read_delimited(
 
     try:
         with pa.input_stream(str(file), compression="detect") as stream:
-            reader = pa.csv.open_csv(
+            batches = pa.csv.open_csv(
                 stream,
                 read_options=pa.csv.ReadOptions(
                     block_size=BLOCK_BYTES, column_names=names, skip_rows=skip_lines
                 ),
                 parse_options=pa.csv.ParseOptions(
-                    delimiter=delimiter,
-                    newlines_in_values=True,
-                    invalid_row_handler=on_bad_line,
+                    delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad_line
                 ),
                 convert_options=pa.csv.ConvertOptions(
                     include_columns=list(columns),
@@ -84,13 +77,7 @@ def read_delimited(
                     strings_can_be_null=True,
                 ),
             )
-            waiting = None
-            for batch in reader:
-                if waiting is not None:
-                    yield waiting
-                waiting = pl.from_arrow(batch)
-            if waiting is not None:
-                yield waiting.head(-1) if cut else waiting
+            yield from _frames(batches, drop_last_row=cut is not None)
     except pa.ArrowKeyError as error:
         raise InputError(_missing_column(file, columns, delimiter)) from error
     except (OSError, pa.ArrowInvalid) as error:
@@ -99,6 +86,26 @@ def read_delimited(
         raise InputError(_unreadable(file, delimiter, error)) from error
     if bad_lines and not _locate(file, bad_lines[0].text)[1]:
         raise InputError(_bad_line(file, bad_lines[0]))
+
+
+def _frames(batches: Iterable[pa.RecordBatch], drop_last_row: bool) -> Iterator[pl.DataFrame]:
+    """Holds one frame back, since only the end tells which is the last."""
+    waiting = None
+    for batch in batches:
+        if waiting is not None:
+            yield waiting
+        waiting = pl.from_arrow(batch)
+    if waiting is not None:
+        yield waiting.head(-1) if drop_last_row else waiting
+
+
+def _cut_file(file: Path, number: str) -> str:
+    return (
+        f"{file}: the last line ends without a line break and its last number, {number!r}, is "
+        "shorter than those of all lines before it: the file was probably cut. Fetch it "
+        "again, add a line break if the line is whole, or leave it out with "
+        "--truncated-line skip."
+    )
 
 
 def first_cells(file: Path, delimiter: str = ",") -> list[str]:

@@ -43,7 +43,7 @@ def csv(tmp_path: Path, text: str, **options: object) -> TableSource:
     return TableSource(path=file, **options)
 
 
-def refused(source: object, out: Path, *parts: str) -> None:
+def expect_refused(source: object, out: Path, *parts: str) -> None:
     """The message has all parts, in this order."""
     with pytest.raises(InputError) as error:
         prepare(source, out)
@@ -54,30 +54,34 @@ def refused(source: object, out: Path, *parts: str) -> None:
 
 
 def test_missing_file(tmp_path: Path, out: Path) -> None:
-    refused(TableSource(path=tmp_path / "no.csv"), out, "no.csv does not exist")
-    refused(TaobaoSource(path=tmp_path / "no.csv"), out, "no.csv", "Give the path of a CSV file")
+    expect_refused(TableSource(path=tmp_path / "no.csv"), out, "no.csv does not exist")
+    expect_refused(
+        TaobaoSource(path=tmp_path / "no.csv"), out, "no.csv", "Give the path of a CSV file"
+    )
 
 
 def test_folder_without_logs(tmp_path: Path, out: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(TableSource(path=tmp_path / "empty"), out, "holds no file", ".parquet")
+    expect_refused(TableSource(path=tmp_path / "empty"), out, "holds no file", ".parquet")
 
 
 def test_missing_column(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,product,time\n1,2,3\n")
-    refused(source, out, "no column 'item'", "['user', 'product', 'time']")
+    expect_refused(source, out, "no column 'item'", "['user', 'product', 'time']")
     pl.DataFrame({"user": [1], "time": [1]}).write_parquet(tmp_path / "log.parquet")
     source = TableSource(path=tmp_path / "log.parquet")
-    refused(source, out, "no column 'item'", "['user', 'time']")
+    expect_refused(source, out, "no column 'item'", "['user', 'time']")
 
 
 def test_another_delimiter(tmp_path: Path, out: Path) -> None:
-    refused(csv(tmp_path, "user;item;time\n1;2;3\n"), out, "['user;item;time']", "--delimiter")
+    expect_refused(
+        csv(tmp_path, "user;item;time\n1;2;3\n"), out, "['user;item;time']", "--delimiter"
+    )
 
 
 def test_a_side_column_named_twice(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time,maker\n1,2,3,4\n", side=("maker", "maker"))
-    refused(source, out, "named twice: maker, maker")
+    expect_refused(source, out, "named twice: maker, maker")
 
 
 @pytest.mark.parametrize("text", ["", "user,item,time\n"])
@@ -89,7 +93,7 @@ def test_empty_log(tmp_path: Path, out: Path, text: str) -> None:
 def test_log_without_long_histories(out: Path) -> None:
     source = MemorySource(frames=[pl.DataFrame({"user": [1], "item": [1], "time": [1]})])
     object.__setattr__(source, "min_events", 5)
-    refused(source, out, "No user of the log has 5 events", "longest history has 1")
+    expect_refused(source, out, "No user of the log has 5 events", "longest history has 1")
 
 
 @pytest.mark.parametrize("repeat", [1, 100])
@@ -97,7 +101,7 @@ def test_last_line_cut(tmp_path: Path, out: Path, repeat: int) -> None:
     text = "user,item,time\n" + "1,2,10\n1,3,10\n" * repeat + "1,4"
     source = csv(tmp_path, text)
     line = f"log.csv, line {2 * repeat + 2}"
-    refused(source, out, line, "2 columns where 3 are expected", "--truncated-line")
+    expect_refused(source, out, line, "2 columns where 3 are expected", "--truncated-line")
     info = prepare(csv(tmp_path, text, truncated_line="skip"), tmp_path / "kept")
     assert info.log_events == 2 * repeat
 
@@ -106,7 +110,7 @@ CUT_NUMBER = "user,item,time\n" + "1,2,1000\n" * 200 + "1,3,100"
 
 
 def test_last_number_cut(tmp_path: Path, out: Path) -> None:
-    refused(csv(tmp_path, CUT_NUMBER), out, "log.csv", "'100'", "--truncated-line skip")
+    expect_refused(csv(tmp_path, CUT_NUMBER), out, "log.csv", "'100'", "--truncated-line skip")
     info = prepare(csv(tmp_path, CUT_NUMBER, truncated_line="skip"), tmp_path / "kept")
     assert (info.log_events, info.items) == (200, 1)
 
@@ -130,19 +134,19 @@ def test_a_last_line_without_evidence_of_a_cut_is_kept(tmp_path: Path, text: str
 
 def test_two_columns_of_one_name(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time,item\n1,2,3,4\n")
-    refused(source, out, "several columns named 'item'", "Rename")
+    expect_refused(source, out, "several columns named 'item'", "Rename")
 
 
 def test_line_in_the_middle_cut(tmp_path: Path, out: Path) -> None:
     text = "user,item,time\n1,2,3\n1,3\n1,4,5\n"
     for truncated_line in ("error", "skip"):
         source = csv(tmp_path, text, truncated_line=truncated_line)
-        refused(source, out, "log.csv, line 3", "Repair the file")
+        expect_refused(source, out, "log.csv, line 3", "Repair the file")
 
 
 def test_a_quote_that_is_never_closed(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, 'user,item,time\n1,2,3\n1,"2,3\n1,4,5\n')
-    refused(source, out, "log.csv, line 3", "2 columns where 3 are expected")
+    expect_refused(source, out, "log.csv, line 3", "2 columns where 3 are expected")
 
 
 def test_gzip_cut(tmp_path: Path, out: Path) -> None:
@@ -150,18 +154,20 @@ def test_gzip_cut(tmp_path: Path, out: Path) -> None:
     lines = "".join(f"1,{rng.random()},{i}\n" for i in range(1000))
     whole = gzip.compress(f"user,item,time\n{lines}".encode())
     (tmp_path / "log.csv.gz").write_bytes(whole[: len(whole) // 2])
-    refused(TableSource(path=tmp_path / "log.csv.gz", text=("item",)), out, "log.csv.gz")
+    expect_refused(TableSource(path=tmp_path / "log.csv.gz", text=("item",)), out, "log.csv.gz")
 
 
 def test_parquet_cut(tmp_path: Path, out: Path) -> None:
     file = tmp_path / "log.parquet"
     pl.DataFrame({"user": [1], "item": [1], "time": [1]}).write_parquet(file)
     file.write_bytes(file.read_bytes()[:-20])
-    refused(TableSource(path=file), out, "no complete Parquet file")
+    expect_refused(TableSource(path=file), out, "no complete Parquet file")
 
 
 def test_ids_that_are_neither_integers_nor_text(tmp_path: Path, out: Path) -> None:
-    refused(csv(tmp_path, "user,item,time\n1.5,2,3\n"), out, "Column user holds Float64", "text")
+    expect_refused(
+        csv(tmp_path, "user,item,time\n1.5,2,3\n"), out, "Column user holds Float64", "text"
+    )
 
 
 def test_id_of_another_type_than_those_before(
@@ -170,7 +176,7 @@ def test_id_of_another_type_than_those_before(
     monkeypatch.setattr(data.sources.delimited, "BLOCK_BYTES", 100)  # types are guessed from it
     rows = "1,2,3\n" * 50
     source = csv(tmp_path, f"user,item,time\n{rows}B7,2,3\n")
-    refused(source, out, "line 52, column 1", "'B7'", "--text")
+    expect_refused(source, out, "line 52, column 1", "'B7'", "--text")
 
 
 def test_files_of_different_types(tmp_path: Path, out: Path) -> None:
@@ -178,32 +184,36 @@ def test_files_of_different_types(tmp_path: Path, out: Path) -> None:
     parts.mkdir()
     pl.DataFrame({"user": [1], "item": [1], "time": [1]}).write_parquet(parts / "a.parquet")
     pl.DataFrame({"user": ["x"], "item": [1], "time": [2]}).write_parquet(parts / "b.parquet")
-    refused(TableSource(path=parts), out, "columns change", "event 2", "same columns and types")
+    expect_refused(
+        TableSource(path=parts), out, "columns change", "event 2", "same columns and types"
+    )
 
 
 @pytest.mark.parametrize("column", ["user", "item"])
 def test_negative_id(tmp_path: Path, out: Path, column: str) -> None:
     row = {"user": 1, "item": 2} | {column: -4}
     source = csv(tmp_path, f"user,item,time\n1,1,1\n{row['user']},{row['item']},3\n")
-    refused(source, out, f"Column {column} has id -4 in event 2", "Write them as text")
+    expect_refused(source, out, f"Column {column} has id -4 in event 2", "Write them as text")
 
 
 def test_huge_id(tmp_path: Path, out: Path) -> None:
     huge = 2**63
-    refused(csv(tmp_path, f"user,item,time\n{huge},2,3\n"), out, "Column user", "as text")
+    expect_refused(csv(tmp_path, f"user,item,time\n{huge},2,3\n"), out, "Column user", "as text")
     frame = pl.DataFrame({"user": [1], "item": pl.Series([huge], dtype=pl.UInt64), "time": [1]})
-    refused(MemorySource(frames=[frame]), out, f"Column item has id {huge} in event 1", "2**63 - 1")
+    expect_refused(
+        MemorySource(frames=[frame]), out, f"Column item has id {huge} in event 1", "2**63 - 1"
+    )
 
 
 def test_missing_id(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\nu,a,1\n,b,2\n")
-    refused(source, out, "Column user is empty in event 2")
+    expect_refused(source, out, "Column user is empty in event 2")
 
 
 @pytest.mark.parametrize("time", ["NaN", "inf", "1.5"])
 def test_time_that_is_no_whole_number(tmp_path: Path, out: Path, time: str) -> None:
     source = csv(tmp_path, f"user,item,time\n1,2,3.0\n1,2,{time}\n")
-    refused(source, out, "Column time, row 2", time.lower(), "Write times as integers")
+    expect_refused(source, out, "Column time, row 2", time.lower(), "Write times as integers")
 
 
 def test_a_late_row_is_named_by_its_number_in_the_log(
@@ -211,47 +221,51 @@ def test_a_late_row_is_named_by_its_number_in_the_log(
 ) -> None:
     monkeypatch.setattr(data.sources.delimited, "BLOCK_BYTES", 64)
     rows = "1,2,3.0\n" * 99
-    refused(csv(tmp_path, f"user,item,time\n{rows}1,2,nan\n"), out, "Column time, row 100", "nan")
+    expect_refused(
+        csv(tmp_path, f"user,item,time\n{rows}1,2,nan\n"), out, "Column time, row 100", "nan"
+    )
 
 
 def test_time_that_is_text(tmp_path: Path, out: Path) -> None:
-    refused(csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "Column time", "ISO dates")
+    expect_refused(csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "Column time", "ISO dates")
 
 
 def test_a_date_that_may_be_of_two_months(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\n1,2,01/02/2026\n1,3,01/03/2026\n")
-    refused(source, out, "Column time, row 1", "'01/02/2026'", "ISO dates")
+    expect_refused(source, out, "Column time, row 1", "'01/02/2026'", "ISO dates")
 
 
 def test_ids_that_are_not_text(tmp_path: Path, out: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"user,item,time\n1,\xff\xfe,3\n")
-    refused(TableSource(path=tmp_path / "log.csv"), out, "Column item holds Binary", "UTF-8")
+    expect_refused(TableSource(path=tmp_path / "log.csv"), out, "Column item holds Binary", "UTF-8")
 
 
 def test_missing_time(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\n1,2,3\n1,2,\n")
-    refused(source, out, "Column time is empty in event 2")
+    expect_refused(source, out, "Column time is empty in event 2")
 
 
 @pytest.mark.parametrize("label", ["2", "-1", "0.5", "nan", "yes", ""])
 def test_label_that_is_neither_0_nor_1(tmp_path: Path, out: Path, label: str) -> None:
     source = csv(tmp_path, f"user,item,time,label\n1,2,3,{label}\n1,3,4,{label}\n", label="label")
-    refused(source, out, "Column label, row 1", "not 0 or 1")
+    expect_refused(source, out, "Column label, row 1", "not 0 or 1")
 
 
 def test_unsorted_log(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\nu,a,5\nv,a,9\nu,b,3\n")
-    refused(source, out, "row 3 of user u is earlier than their row 1", "--sort")
+    expect_refused(source, out, "row 3 of user u is earlier than their row 1", "--sort")
 
 
 def test_a_user_who_has_every_item(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\nu,a,1\nu,a,2\n", val_start=9, test_start=9)
-    refused(source, out, "No negative is left for user u", "more items", "leave this user out")
+    expect_refused(
+        source, out, "No negative is left for user u", "more items", "leave this user out"
+    )
 
 
 def test_no_training_events_to_draw_from(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\nu,a,1\nu,b,2\n", val_start=0, test_start=9)
-    refused(source, out, "negatives cannot be drawn", "move the split times")
+    expect_refused(source, out, "negatives cannot be drawn", "move the split times")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +385,7 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(data.build, "write_arrow", full)
-    refused(log(user=[1], item=[1], time=[1]), out, str(out.parent), "is full", "--out")
+    expect_refused(log(user=[1], item=[1], time=[1]), out, str(out.parent), "is full", "--out")
 
 
 @pytest.mark.skipif(
@@ -385,7 +399,7 @@ def test_full_disk_for_real(tmp_path: Path) -> None:
         pytest.skip("mount is not allowed here")
     try:
         numbers = list(range(200_000))
-        refused(log(user=numbers, item=numbers, time=numbers), tmp_path / "store", "is full")
+        expect_refused(log(user=numbers, item=numbers, time=numbers), tmp_path / "store", "is full")
         assert list(tmp_path.iterdir()) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)
