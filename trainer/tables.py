@@ -33,8 +33,8 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
             style="bold" if leads else None,
         )
     table.caption = (
-        "Interval: bootstrap over requests. GAUC: AUC within users. NE: normalised entropy.\n"
-        "calib.: predicted over observed clicks."
+        "Interval: bootstrap over requests. GAUC: AUC within users.\n"
+        "NE: normalised entropy. calib.: predicted over observed clicks."
     )
     return table
 
