@@ -77,6 +77,7 @@ def sample_others(
     drawn = rest.clamp(max=count)
     slot = torch.arange(count, device=length.device)
     valid = slot < drawn[:, None]
+    # nth = floor((u + i) (n - K) / M) for i = 0 ... M - 1
     stands_for = rest.double() / drawn.clamp(min=1)
     nth = (
         ((draw[:, None] + slot) * stands_for[:, None])
