@@ -25,7 +25,7 @@ usage: twofold COMMAND [options]        twofold COMMAND --help
 
 Several processes:  torchrun --nproc-per-node 2 -m trainer.main train ...
                     torchx run -- -j 1x2 -- EXPERIMENT --data STORE --out RUN
-Exit codes: 0 done, 2 wrong usage or input, or Ctrl-C, 1 failure.
+Exit codes: 0 done, 1 failure, 2 wrong usage, wrong input or Ctrl-C.
 """
 COMMANDS = ("doctor", "prepare", "train", "evaluate", "demo")
 

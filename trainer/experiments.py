@@ -19,7 +19,7 @@ def dare() -> Experiment:
 
 
 def twin() -> Experiment:
-    """TWIN: one table for both tasks, all else as in ``dare``."""
+    """TWIN: one table for both tasks, which starts small; all else as in ``dare``."""
     base = dare()
     return base.changed(
         model=dataclasses.replace(base.model, sharing="shared"),
@@ -29,7 +29,7 @@ def twin() -> Experiment:
 
 
 def dare_dot() -> Experiment:
-    """DARE searching by plain dot product from a wide start (identity prior)."""
+    """DARE searching by plain dot product, all else as in ``dare``."""
     base = dare()
     return base.changed(model=dataclasses.replace(base.model, score="dot"))
 

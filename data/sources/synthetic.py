@@ -49,7 +49,7 @@ class Synthetic:
 
     users: int = 1_000
     events_per_user: int = 200
-    """Mean."""
+    """Mean over the users."""
     lengths: Literal["fixed", "exponential", "pareto"] = "exponential"
     """Distribution of the events per user; pareto has the tail exponent 2, cut at 100 means."""
     items: int = 10_000
@@ -57,15 +57,15 @@ class Synthetic:
     interests: int = 3
     """Favourite categories of each user."""
     history_needed: int = 100
-    """W: events before a request that decide its clicks."""
+    """Most recent events before a request that decide its clicks (W)."""
     noise: float = 0.5
     """Towards 0 the history decides alone (best AUC 1), towards infinity chance does (0.5)."""
     candidates: int = 4
-    """K: items of each page."""
+    """Items of each page (K)."""
     train_requests: int = 8
-    """Of each user, at most."""
+    """Training requests of each user, at most."""
     log_seed: int = 0
-    """Of the events; the clicks depend on the seed of the preparation."""
+    """Seed of the events; the clicks depend on --seed."""
 
     name: ClassVar[str] = "synthetic"
     side: ClassVar[tuple[str, ...]] = ()
