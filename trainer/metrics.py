@@ -1,15 +1,17 @@
 """Quality of predicted click probabilities.
 
-Shapes: n candidates (samples), R requests, U users. Candidates of one request are dependent
-(they share a user, a moment and often one click), so intervals resample whole requests.
+Shapes: n candidates (samples), P positives and N negatives of them, G groups, R requests, U users.
+Candidates of one request are dependent (they share a user, a moment and often one click), so
+intervals resample whole requests. Requests of one user are dependent too: where the question is how
+a model does for other users, not for other requests of these, resample whole users.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,8 @@ just beyond; a candidate that is certain and wrong then costs 16.1 nats, not inf
 CONFIDENCE = 0.95
 
 Interval = tuple[float, float]
+By = Literal["request", "user"]
+"""What a resample draws whole: all candidates of a request, or all requests of a user."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Metrics:
 
     auc: float
     auc_interval: Interval
-    """95 % bootstrap interval over requests."""
+    """95 % bootstrap interval over requests, or over users."""
     gauc: float
     """AUC within each user, averaged with the user's candidates as weight."""
     logloss: float
@@ -73,7 +77,7 @@ class Metrics:
 
 
 class Difference(NamedTuple):
-    """AUC of one model minus AUC of another on the same requests."""
+    """AUC of one model minus AUC of another on the same requests; of several seeds, the mean."""
 
     auc: float
     interval: Interval
@@ -90,67 +94,87 @@ class CalibrationCurve(NamedTuple):
     """(bins,) candidates."""
 
 
-def evaluate(predictions: Predictions, *, bootstrap: int = 200, seed: int = 0) -> Metrics:
+def evaluate(
+    predictions: Predictions, *, bootstrap: int = 200, seed: int = 0, by: By = "request"
+) -> Metrics:
     """All metrics of one split.
 
     With positives or negatives alone nothing can be ranked and the base rate has no entropy: AUC,
-    its interval, GAUC and normalised entropy are NaN (null in JSON). A tiny validation split is no
+    its interval, GAUC and normalized entropy are NaN (null in JSON). A tiny validation split is no
     reason to lose a training run. Calibration without positives is NaN for the same reason.
 
     Args:
         predictions: every candidate of the split once
         bootstrap: resamples for the AUC interval; 0 leaves the interval NaN
         seed: of the resamples
+        by: what a resample draws whole
     """
     probability = np.asarray(predictions.probability, dtype=np.float64)
     label = np.asarray(predictions.label, dtype=np.float64)
-    requests, request_index = np.unique(predictions.request, return_inverse=True)
     ranking = Ranking(probability, label)
-    resamples = _request_counts(len(requests), bootstrap, seed)
+    resampled = [ranking.auc(weight)[0] for weight in _resamples(predictions, by, bootstrap, seed)]
     logloss = log_loss(probability, label)
     base_entropy = log_loss(np.full_like(label, label.mean()), label, clip=0.0)
     positives = int(label.sum())
     return Metrics(
         auc=float(ranking.auc()[0]),
-        auc_interval=_interval([ranking.auc(count[request_index])[0] for count in resamples]),
+        auc_interval=_interval(resampled),
         gauc=grouped_auc(probability, label, predictions.user),
         logloss=logloss,
         normalized_entropy=logloss / base_entropy if base_entropy else math.nan,
         calibration=float(probability.sum() / positives) if positives else math.nan,
         samples=len(label),
-        requests=len(requests),
+        requests=len(np.unique(predictions.request)),
         users=len(np.unique(predictions.user)),
         positives=positives,
     )
 
 
 def paired_difference(
-    a: Predictions, b: Predictions, *, bootstrap: int = 1000, seed: int = 0
+    a: Predictions | Sequence[Predictions],
+    b: Predictions | Sequence[Predictions],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    by: By = "request",
 ) -> Difference:
-    """AUC of ``a`` minus AUC of ``b``, with a 95 % bootstrap interval over requests.
+    """AUC of ``a`` minus AUC of ``b``, with a 95 % bootstrap interval over requests or users.
 
     Both models are judged on the same resamples, so luck they share cancels: the interval is
     narrower than the two single intervals suggest.
 
+    Of several trainings of each model, one a seed, the differences are averaged, within each
+    resample too. The interval is then that of the mean over these very trainings: it says nothing
+    of how much another seed would move it.
+
+    Args:
+        a: predictions of one model, or of its trainings with several seeds
+        b: as many of the other model
+        bootstrap: resamples
+        seed: of the resamples
+        by: what a resample draws whole
+
     Raises:
-        InputError: the two do not hold the same candidates. Requests may come in any order, but
-            the candidates of one request must come in the same order in both.
+        InputError: they do not all hold the same candidates. Requests may come in any order, but
+            the candidates of one request must come in the same order in all.
     """
-    a, b = _by_request(a), _by_request(b)
-    if not (np.array_equal(a.request, b.request) and np.array_equal(a.label, b.label)):
+    ours, theirs = ([p] if isinstance(p, Predictions) else list(p) for p in (a, b))
+    if len(ours) != len(theirs) or not ours:
         raise InputError(
-            f"Two models can be compared only on the same candidates: got {len(a.label):,} and "
-            f"{len(b.label):,} with different requests or labels. Evaluate both on one store "
-            "and one split."
+            f"Models are compared seed by seed: got {len(ours)} trainings of one and "
+            f"{len(theirs)} of the other. Give as many of each, at least one."
         )
-    requests, request_index = np.unique(a.request, return_inverse=True)
-    rankings = [Ranking(np.asarray(p.probability), np.asarray(p.label)) for p in (a, b)]
-    difference = float(rankings[0].auc()[0] - rankings[1].auc()[0])
-    resampled = []
-    for count in _request_counts(len(requests), bootstrap, seed):
-        weight = count[request_index]
-        resampled.append(rankings[0].auc(weight)[0] - rankings[1].auc(weight)[0])
-    return Difference(difference, _interval(resampled))
+    models = [_by_request(predictions) for predictions in (*ours, *theirs)]
+    for other in models[1:]:
+        _check_same_candidates(models[0], other)
+    rankings = [Ranking(np.asarray(p.probability), np.asarray(p.label)) for p in models]
+
+    def mean_difference(weight: np.ndarray | None = None) -> float:
+        auc = np.array([ranking.auc(weight)[0] for ranking in rankings])
+        return float(auc[: len(ours)].mean() - auc[len(ours) :].mean())
+
+    resamples = _resamples(models[0], by, bootstrap, seed)
+    return Difference(mean_difference(), _interval([mean_difference(w) for w in resamples]))
 
 
 def calibration_curve(
@@ -208,29 +232,30 @@ def grouped_auc(probability: np.ndarray, label: np.ndarray, user: np.ndarray) ->
 class Ranking:
     r"""Candidates sorted once by (group, probability), for the AUC of each group by any weights.
 
-    .. math:: \mathrm{AUC} = \frac{\sum_t p_t \, (\sum_{s<t} n_s + n_t / 2)}{\sum_t p_t \sum_t n_t}
+    .. math:: \mathrm{AUC} = \frac{\sum_p w_p \, (N_{<p} + N_{\le p}) / 2}{\sum_p w_p \sum_n w_n}
 
-    with :math:`p_t` and :math:`n_t` the weights of the positives and negatives that share the
-    t-th smallest probability: a tie counts half. One call is O(n).
+    over positives p and negatives n, with :math:`N_{<p}` and :math:`N_{\le p}` the weight of the
+    negatives below p and of those not above it: a tie counts half. One call is O(n).
     """
 
     def __init__(
         self, probability: np.ndarray, label: np.ndarray, group: np.ndarray | None = None
     ) -> None:
         """All (n,); without ``group`` all candidates are one group."""
-        n = len(label)
-        if group is None:
-            self._order = np.argsort(probability)
-            new_group = np.arange(n) == 0
-        else:
-            self._order = np.lexsort((probability, group))
-            new_group = _changes(np.asarray(group)[self._order])
-        self._positive = (np.asarray(label)[self._order] > 0).astype(np.float64)
-        new_tie = new_group | _changes(np.asarray(probability)[self._order])
-        self._tie_starts = np.flatnonzero(new_tie)
-        self._group_starts = np.flatnonzero(new_group[self._tie_starts])
-        self.group_sizes = np.diff(np.append(np.flatnonzero(new_group), n))
+        group = np.zeros(len(label), np.int64) if group is None else np.asarray(group)
+        order = np.lexsort((probability, group))
+        new_group = _changes(group[order])
+        tie = np.cumsum(new_group | _changes(np.asarray(probability)[order]))
+        number = np.cumsum(new_group) - 1
+        positive = np.asarray(label)[order] > 0
+        self.group_sizes = np.bincount(number)
         """(G,) candidates of each group, groups in ascending order."""
+        self._positives, self._negatives = order[positive], order[~positive]
+        self._group_of_positive, self._group_of_negative = number[positive], number[~positive]
+        # of each positive: the negatives of its group that are below it, and not above it
+        self._first = np.searchsorted(self._group_of_negative, self._group_of_positive)
+        self._below = np.searchsorted(tie[~positive], tie[positive])
+        self._not_above = np.searchsorted(tie[~positive], tie[positive], side="right")
 
     def auc(self, weight: np.ndarray | None = None) -> np.ndarray:
         """(G,) AUC of each group; NaN where one class has no weight.
@@ -238,19 +263,18 @@ class Ranking:
         Args:
             weight: (n,) of each candidate, in the order given to the constructor; None is all 1
         """
-        weights = np.ones(len(self._order)) if weight is None else weight[self._order]
-        positive = np.add.reduceat(weights * self._positive, self._tie_starts)
-        negative = np.add.reduceat(weights, self._tie_starts) - positive
-        # negatives below each tie, counted from the start of its group
-        below = np.cumsum(negative) - negative
-        ties_per_group = np.diff(np.append(self._group_starts, len(below)))
-        below -= np.repeat(below[self._group_starts], ties_per_group)
+        weight = np.ones(len(self._positives) + len(self._negatives)) if weight is None else weight
+        positive, negative = weight[self._positives], weight[self._negatives]
+        up_to = np.append(0.0, np.cumsum(negative))
+        beaten = (up_to[self._below] + up_to[self._not_above]) / 2 - up_to[self._first]
+        groups = len(self.group_sizes)
 
-        def sums(values: np.ndarray) -> np.ndarray:
-            return np.add.reduceat(values, self._group_starts)
+        def sums(group: np.ndarray, values: np.ndarray) -> np.ndarray:
+            return np.bincount(group, values, minlength=groups)
 
+        pairs = sums(self._group_of_positive, positive) * sums(self._group_of_negative, negative)
         with np.errstate(invalid="ignore"):
-            return sums(positive * (below + negative / 2)) / (sums(positive) * sums(negative))
+            return sums(self._group_of_positive, positive * beaten) / pairs
 
 
 def _changes(values: np.ndarray) -> np.ndarray:
@@ -258,12 +282,17 @@ def _changes(values: np.ndarray) -> np.ndarray:
     return np.concatenate(([True], values[1:] != values[:-1]))
 
 
-def _request_counts(requests: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
-    """``bootstrap`` times (R,) float64: how often each of R requests is drawn, R draws in all."""
+def _resamples(predictions: Predictions, by: By, bootstrap: int, seed: int) -> Iterator[np.ndarray]:
+    """``bootstrap`` times (n,) float64: how often each candidate is drawn. Of R requests (or U
+    users) R (or U) are drawn with replacement, each with all its candidates.
+    """
+    if by not in ("request", "user"):
+        raise ValueError(f"by must be request or user, got {by!r}.")
+    units, unit_of = np.unique(getattr(predictions, by), return_inverse=True)
     rng = np.random.default_rng(seed)
     for _ in range(bootstrap):
-        draws = rng.integers(0, requests, size=requests)
-        yield np.bincount(draws, minlength=requests).astype(np.float64)
+        draws = rng.integers(0, len(units), size=len(units))
+        yield np.bincount(draws, minlength=len(units)).astype(np.float64)[unit_of]
 
 
 def _interval(resampled: list[float]) -> Interval:
@@ -281,6 +310,20 @@ def _by_request(predictions: Predictions) -> Predictions:
     order = np.argsort(predictions.request, kind="stable")
     columns = (getattr(predictions, name) for name in Predictions.__dataclass_fields__)
     return Predictions(*(np.asarray(column)[order] for column in columns))
+
+
+def _check_same_candidates(a: Predictions, b: Predictions) -> None:
+    """Both by request."""
+    if all(np.array_equal(getattr(a, name), getattr(b, name)) for name in _CANDIDATE):
+        return
+    raise InputError(
+        f"Two models can be compared only on the same candidates: got {len(a.label):,} and "
+        f"{len(b.label):,} with different requests, users or labels. Evaluate both on one store "
+        "and one split."
+    )
+
+
+_CANDIDATE = ("request", "user", "label")
 
 
 def _check_values(probability: np.ndarray, label: np.ndarray) -> None:

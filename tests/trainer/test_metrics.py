@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import time
@@ -131,6 +132,81 @@ def test_paired_interval_is_that_of_drawing_requests_and_computing_both_anew() -
     )
 
 
+def resample_users(predictions: Predictions, users: np.ndarray) -> np.ndarray:
+    """Rows of the candidates of ``users``, repeated as they are."""
+    return np.concatenate([np.flatnonzero(predictions.user == user) for user in users])
+
+
+def test_interval_over_users_keeps_the_requests_of_a_user_together() -> None:
+    predictions = draw(requests=120)  # of 40 users
+    rng = np.random.default_rng(3)
+    aucs = []
+    for _ in range(40):
+        rows = resample_users(predictions, rng.integers(0, 40, size=40))
+        aucs.append(roc_auc_score(predictions.label[rows], predictions.probability[rows]))
+    interval = evaluate(predictions, bootstrap=40, seed=3, by="user").auc_interval
+    assert interval == pytest.approx(np.percentile(aucs, (2.5, 97.5)))
+
+
+def slow_auc(label: np.ndarray, probability: np.ndarray) -> float:
+    """Share of the pairs (positive, negative) in the right order."""
+    right = [
+        (p > n) + (p == n) / 2 for p in probability[label == 1] for n in probability[label == 0]
+    ]
+    return float(np.mean(right))
+
+
+def test_differences_of_seeds_are_averaged_within_each_resample_of_users() -> None:
+    ours = [draw(requests=60, noise=noise) for noise in (0.3, 0.5, 0.7)]
+    theirs = [draw(requests=60, noise=noise) for noise in (1.5, 2.0, 2.5)]
+    rng = np.random.default_rng(5)
+    expected = []
+    for _ in range(10):
+        rows = resample_users(ours[0], rng.integers(0, 40, size=40))
+        differences = [
+            slow_auc(a.label[rows], a.probability[rows])
+            - slow_auc(b.label[rows], b.probability[rows])
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        expected.append(np.mean(differences))
+    difference = paired_difference(ours, theirs, bootstrap=10, seed=5, by="user")
+    assert difference.interval == pytest.approx(np.percentile(expected, (2.5, 97.5)))
+    singly = [paired_difference(*pair, bootstrap=0).auc for pair in zip(ours, theirs, strict=True)]
+    assert difference.auc == pytest.approx(np.mean(singly))
+
+
+def test_one_seed_in_a_list_is_that_seed_alone() -> None:
+    a, b = draw(noise=0.3), draw(noise=2.0)
+    assert paired_difference([a], [b], bootstrap=20) == paired_difference(a, b, bootstrap=20)
+
+
+def test_users_that_differ_in_luck_widen_the_interval_over_users() -> None:
+    # every user has 100 requests of one candidate each; half of the users are ranked backwards
+    label = np.tile([0, 1], 2000)
+    user = np.repeat(np.arange(40), 100)
+    probability = np.where(user % 2 == 0, label, 1 - label) * 0.8 + 0.1
+    predictions = Predictions(probability, label, user, np.arange(4000))
+    widths = {}
+    for by in ("request", "user"):
+        low, high = evaluate(predictions, by=by).auc_interval
+        widths[by] = high - low
+    # of 4000 requests, 50 % right, and of 40 users, 50 % right
+    assert widths["user"] == pytest.approx(10 * widths["request"], rel=0.25)
+
+
+def test_unequally_many_seeds_cannot_be_paired() -> None:
+    a = draw()
+    with pytest.raises(InputError, match="2 trainings of one and 1 of the other"):
+        paired_difference([a, a], [a])
+    with pytest.raises(InputError, match="at least one"):
+        paired_difference([], [])
+
+
+def test_predictions_are_resampled_by_request_or_user_only() -> None:
+    with pytest.raises(ValueError, match="request or user, got 'label'"):
+        evaluate(draw(), by="label")
+
+
 def test_paired_interval_is_narrower_when_luck_is_shared() -> None:
     a, b = draw(noise=0.5), draw(noise=0.6)
     low, high = paired_difference(a, b, bootstrap=200).interval
@@ -169,8 +245,11 @@ def test_runs_gathered_in_another_order_of_requests_can_be_paired() -> None:
 
 
 def test_different_candidates_cannot_be_paired() -> None:
+    a = draw()
     with pytest.raises(InputError, match="same candidates"):
-        paired_difference(draw(), draw(requests=200))
+        paired_difference(a, draw(requests=200))
+    with pytest.raises(InputError, match="same candidates"):
+        paired_difference([a, a], [a, dataclasses.replace(a, user=a.user + 1)])
 
 
 @pytest.mark.parametrize("only", [0, 1])
