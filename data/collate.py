@@ -6,6 +6,7 @@ Shapes: R requests, T history events of theirs, S candidates of theirs, F fields
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,13 @@ from data.source import Split
 from data.store import EventStore, PartitionReader
 
 RECENCY = "recency"
+GAP = "gap"
+"""Bucket of the time between an event and the request; in a store of ``order`` "file", whose time
+is the position, of the number of events between them."""
+_GAP_EDGES = np.array([math.isqrt(2**i - 1) + 1 for i in range(126)])
+"""Least whole gaps of the buckets from 1 on: the roots of the powers of two, rounded up."""
+GAP_BUCKETS = len(_GAP_EDGES) + 1
+"""num_embeddings of the gap: any difference of two int64 times has its bucket."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class _Slices:
     """Where the history and the candidates of R requests lie in their partitions: (R,) int64."""
 
     user: np.ndarray
+    time: np.ndarray
     begin: np.ndarray
     end: np.ndarray
     first_candidate: np.ndarray
@@ -33,7 +42,7 @@ class _Slices:
 
     @classmethod
     def empty(cls, count: int) -> _Slices:
-        return cls(*(np.empty(count, np.int64) for _ in range(5)))
+        return cls(*(np.empty(count, np.int64) for _ in range(6)))
 
 
 class _Partition:
@@ -49,6 +58,7 @@ class _Partition:
         user, end = self.requests.user[rows], self.requests.end[rows]
         first_row = self.users["first_row"][np.searchsorted(self.users["user"], user)]
         slices.user[where] = user
+        slices.time[where] = self.requests.time[rows]
         slices.begin[where] = np.maximum(first_row, end - length)
         slices.end[where] = end
         slices.first_candidate[where] = self.requests.offsets[rows]
@@ -69,10 +79,16 @@ class Collator:
     """Makes batches of requests of one split.
 
     Opens the columns of every partition; what is in memory is what batches have touched.
+
+    The fields of history and candidates are the store's, ``recency`` (1 for the last event) and,
+    with ``time_gap``, ``gap``; a candidate has 0 in these two.
     """
 
-    def __init__(self, store: EventStore, split: Split, *, history_length: int) -> None:
+    def __init__(
+        self, store: EventStore, split: Split, *, history_length: int, time_gap: bool = False
+    ) -> None:
         self.fields = [name for name, _ in store.fields]
+        self.keys = [*self.fields, RECENCY, *([GAP] if time_gap else [])]
         self.context = [name for name, _ in store.context]
         self.history_length = history_length
         self._items = store.items
@@ -125,23 +141,27 @@ class Collator:
         self, groups: list[_Group], slices: _Slices, lengths: np.ndarray
     ) -> KeyedJaggedTensor:
         ends = np.cumsum(lengths)
-        values_FT = np.empty((len(self.fields) + 1, lengths.sum()), np.int64)
+        values_FT = np.empty((len(self.keys), lengths.sum()), np.int64)
         for partition, where, _ in groups:
             rows = ranges(slices.begin[where], lengths[where])
             places = ranges((ends - lengths)[where], lengths[where])
             for field, values_T in zip(self.fields, values_FT, strict=False):
                 values_T[places] = partition.events[field][rows]
-        values_FT[-1] = np.repeat(ends, lengths) - np.arange(values_FT.shape[1])
-        return _jagged([*self.fields, RECENCY], values_FT, lengths)
+            if GAP in self.keys:
+                time_T = np.repeat(slices.time[where], lengths[where])
+                values_FT[-1, places] = gap_bucket(time_T - partition.events["time"][rows])
+        recency = len(self.fields)
+        values_FT[recency] = np.repeat(ends, lengths) - np.arange(values_FT.shape[1])
+        return _jagged(self.keys, values_FT, lengths)
 
     def _candidate_fields(self, items: np.ndarray) -> KeyedJaggedTensor:
-        values_FS = np.zeros((len(self.fields) + 1, len(items)), np.int64)
+        values_FS = np.zeros((len(self.keys), len(items)), np.int64)
         for field, values_S in zip(self.fields, values_FS, strict=False):
             if field == "item":
                 values_S[:] = items
             elif field != "action":  # not known yet
                 values_S[:] = self._items[field][items]
-        return _jagged([*self.fields, RECENCY], values_FS)
+        return _jagged(self.keys, values_FS)
 
     def _context(self, groups: list[_Group], slices: _Slices) -> KeyedJaggedTensor:
         values_FR = np.empty((len(self.context) + 1, len(slices.user)), np.int64)
@@ -150,6 +170,17 @@ class Collator:
             for name, values_R in zip(self.context, values_FR[1:], strict=True):
                 values_R[where] = partition.requests.context[name][rows]
         return _jagged(["user", *self.context], values_FR)
+
+
+def gap_bucket(gap: np.ndarray) -> np.ndarray:
+    """``1 + floor(2 * log2(gap))`` of integers from 1 up, exactly; 0 below 1.
+
+    Two buckets for each doubling: whatever the unit of time, a gap is known to about a fifth.
+
+    >>> gap_bucket(np.array([0, 1, 2, 3, 4, 5, 6, 3600, 86400])).tolist()
+    [0, 1, 3, 4, 5, 5, 6, 24, 33]
+    """
+    return np.searchsorted(_GAP_EDGES, gap, side="right")
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ class RequestLoader:
         split: "train", "val" or "test".
         requests_per_batch: G, of the global batch, all ranks together.
         history_length: most recent events of a history that are kept.
+        time_gap: adds the field gap, of the time between each event and the request.
         shuffle: False gives the order of the store, in every epoch.
         prefetch: batches made ahead by a background thread; 0 makes them in the caller's.
 
@@ -41,6 +42,7 @@ class RequestLoader:
         *,
         requests_per_batch: int,
         history_length: int,
+        time_gap: bool = False,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
@@ -59,7 +61,7 @@ class RequestLoader:
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle, self.prefetch = seed, shuffle, prefetch
         self._epoch = self._batch = 0
-        self._collate = Collator(store, split, history_length=history_length)
+        self._collate = Collator(store, split, history_length=history_length, time_gap=time_gap)
         self._batches = -(-len(self._collate) // requests_per_batch)
         _check_split(store, split, len(self._collate), self._batches, world_size)
 

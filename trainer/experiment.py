@@ -6,13 +6,13 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
+from data.collate import GAP, GAP_BUCKETS, RECENCY
 from modules.ranker import RankerConfig
 from modules.tables import FieldConfig
 from sharding.apply import TableOptimizer
 from sharding.plan import ShardingConfig
 
-RECENCY = "recency"
-TEMPORAL_FIELDS = ("action", RECENCY)
+TEMPORAL_FIELDS = ("action", RECENCY, GAP)
 """How an event came; a candidate has id 0 there. All other fields are semantic."""
 
 
@@ -46,18 +46,21 @@ class FieldWidths:
                 raise ValueError(f"Widths must be positive and below 2**31, got {dim}.")
 
     def fields(
-        self, vocabularies: list[tuple[str, int]], recencies: int
+        self, vocabularies: list[tuple[str, int]], recencies: int, *, time_gap: bool = False
     ) -> tuple[FieldConfig, ...]:
         """Fields of a model.
 
         Args:
             vocabularies: (name, num_embeddings) of the store's fields.
             recencies: longest history that is kept.
+            time_gap: whether there is the field gap.
 
         Raises:
             ValueError: a width is set for a field that the store lacks.
         """
         sizes = dict(vocabularies) | {RECENCY: recencies + 1}
+        if time_gap:
+            sizes[GAP] = GAP_BUCKETS
         for option in ("attention_dims", "representation_dims"):
             if unknown := getattr(self, option).keys() - sizes.keys():
                 raise ValueError(
@@ -93,6 +96,8 @@ class Experiment:
     """What the sharding planner may choose from."""
     history_length: int = 800
     """Most recent events of each history that are kept."""
+    time_gap: bool = False
+    """Adds the field gap: the time between an event and the request, two buckets a doubling."""
     requests_per_batch: int = 340
     """Requests of a global batch, all ranks together."""
     epochs: int = 1

@@ -69,6 +69,7 @@ def evaluation_loader(
         split,
         requests_per_batch=experiment.requests_per_batch,
         history_length=experiment.history_length,
+        time_gap=experiment.time_gap,
         rank=ranks.rank,
         world_size=ranks.world_size,
         shuffle=False,

@@ -61,7 +61,9 @@ def build_ranker(experiment: Experiment, store: EventStore) -> LifelongRanker:
     """
     torch.manual_seed(experiment.seed)
     try:
-        fields = experiment.fields.fields(store.fields, experiment.history_length)
+        fields = experiment.fields.fields(
+            store.fields, experiment.history_length, time_gap=experiment.time_gap
+        )
         return LifelongRanker(experiment.model, fields, device=torch.device("meta"))
     except ValueError as error:
         raise InputError(str(error)) from error

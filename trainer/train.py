@@ -60,6 +60,7 @@ class Trainer:
             "train",
             requests_per_batch=self.experiment.requests_per_batch,
             history_length=self.experiment.history_length,
+            time_gap=self.experiment.time_gap,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             seed=self.experiment.seed,

@@ -25,7 +25,7 @@ from data.sources.delimited import TruncatedLine, read_delimited
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 BATCH_ROWS = 500_000
 RESERVED = {
-    *("user", "item", "time", "category", "action", "label", "row", "recency"),
+    *("user", "item", "time", "category", "action", "label", "row", "recency", "gap"),
     *("original", "frequency", "popularity", "bucket"),
 }
 """Names of columns in the store and on the way to it."""

@@ -1,5 +1,6 @@
 """The loader, on stores small enough to write by hand."""
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from data.batch import RankingBatch
+from data.collate import GAP_BUCKETS, gap_bucket
 from data.errors import InputError
 from data.loader import RequestLoader, batch_seed, in_background
 from data.store import EventStore
@@ -74,6 +76,11 @@ def as_lists(batch: RankingBatch, request: int) -> dict:
     }
 
 
+def slow_bucket(gap: int) -> int:
+    """1 + the largest i with gap >= 2 ** (i / 2), in Python's whole numbers; 0 if there is none."""
+    return sum(gap > 0 and gap**2 >= 2**i for i in range(200))
+
+
 def slow_reference(number: int, history_length: int) -> dict:
     """The same from PARTS, one request at a time."""
     owners = [(part, request) for part in PARTS for request in part.requests]
@@ -86,6 +93,8 @@ def slow_reference(number: int, history_length: int) -> dict:
             "category": [CATEGORY_OF[log[row]] for row in rows],
             "action": [1 + row % 3 for row in rows],
             "recency": [request.end - row for row in rows],
+            # the times of PARTS are rows
+            "gap": [slow_bucket(request.end - row) for row in rows],
         },
         "context": {"user": request.user, "hour": request.hour},
         "candidates": {
@@ -93,6 +102,7 @@ def slow_reference(number: int, history_length: int) -> dict:
             "category": [CATEGORY_OF[item] for item in request.candidates],
             "action": [0] * len(request.candidates),
             "recency": [0] * len(request.candidates),
+            "gap": [0] * len(request.candidates),
         },
         "labels": request.labels,
     }
@@ -102,11 +112,26 @@ def slow_reference(number: int, history_length: int) -> dict:
 @pytest.mark.parametrize("history_length", [1, 2, 3, 4, 100])
 def test_batches_equal_a_reference_made_request_by_request(store, history_length) -> None:
     seen = 0
-    for batch in load(store, history_length=history_length):
+    for batch in load(store, history_length=history_length, time_gap=True):
         for place, number in enumerate(batch.request_ids.tolist()):
             assert as_lists(batch, place) == slow_reference(number, history_length)
             seen += 1
     assert seen == 7
+
+
+def test_without_the_time_gap_there_is_no_such_field(store) -> None:
+    fields = ["item", "category", "action", "recency"]
+    for batch, with_gap in zip(load(store), load(store, time_gap=True), strict=True):
+        assert batch.history.keys() == batch.candidates.keys() == fields
+        assert with_gap.history.keys() == with_gap.candidates.keys() == [*fields, "gap"]
+
+
+def test_gap_buckets_are_exact_at_every_power_of_two_and_its_root() -> None:
+    edges = [2**k for k in range(63)] + [math.isqrt(2**k) for k in range(126)]
+    gaps = sorted({gap + step for gap in edges for step in (-1, 0, 1)} | {2**63 - 1})
+    assert gap_bucket(np.array(gaps)).tolist() == [slow_bucket(gap) for gap in gaps]
+    assert slow_bucket(gaps[-1]) == GAP_BUCKETS - 1
+    assert gap_bucket(np.array([-5, 0])).tolist() == [0, 0]
 
 
 def test_host_tensors_count_events_and_candidates(store) -> None:
