@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "data": set(),
     "modules": set(),
     "sharding": {"modules"},
-    "trainer": {"data", "modules", "sharding", "torchx_specs"},
+    "analysis": {"data", "modules"},
+    "trainer": {"data", "modules", "sharding", "analysis", "torchx_specs"},
     "torchx_specs": set(),
 }
 

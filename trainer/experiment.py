@@ -28,9 +28,12 @@ class FieldWidths:
     """Attention width of single fields, e.g. item 8 category 4."""
     representation_dims: dict[str, int] = field(default_factory=dict)
     """Representation width of single fields."""
-    attention_init_std: float = 1.0
-    """Start of the attention rows of the semantic fields. About 1 is the identity prior: the first
-    search already finds the events of the same item and category. 0.01 is the paper's start."""
+    without: tuple[str, ...] = ()
+    """Fields that the model does not see, e.g. recency."""
+    attention_init_std: float = 0.01
+    """Start of the attention rows of the semantic fields. With a dot product, about 1 is the
+    identity prior: the first search already finds the events of the same item and category; with a
+    cosine any start does that."""
     representation_init_std: float = 0.01
     """Start of the representation rows, and of the attention rows of the other fields."""
 
@@ -56,13 +59,13 @@ class FieldWidths:
             time_gap: whether there is the field gap.
 
         Raises:
-            ValueError: a width is set for a field that the store lacks.
+            ValueError: a width is set for a field, or a field is left out, that the store lacks.
         """
         sizes = dict(vocabularies) | {RECENCY: recencies + 1}
         if time_gap:
             sizes[GAP] = GAP_BUCKETS
-        for option in ("attention_dims", "representation_dims"):
-            if unknown := getattr(self, option).keys() - sizes.keys():
+        for option in ("attention_dims", "representation_dims", "without"):
+            if unknown := {*getattr(self, option)} - sizes.keys():
                 raise ValueError(
                     f"{option} names {sorted(unknown)}, but the fields are {list(sizes)}."
                 )
@@ -79,6 +82,7 @@ class FieldWidths:
                 representation_init_std=self.representation_init_std,
             )
             for name, size in sizes.items()
+            if name not in self.without
         )
 
 
@@ -118,6 +122,9 @@ class Experiment:
     """Steps between two lines of metrics.jsonl."""
     bootstrap: int = 200
     """Resamples behind the interval of the test AUC."""
+    record_gradients: int = 0
+    """First steps in which the gradients of attention and of representation are compared, by
+    category, for ``twofold analyze``."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -131,7 +138,7 @@ class Experiment:
             raise ValueError(
                 f"dense_learning_rate must be positive, got {self.dense_learning_rate}."
             )
-        for name in ("auxiliary_weight", "l2", "evaluate_every", "seed"):
+        for name in ("auxiliary_weight", "l2", "evaluate_every", "seed", "record_gradients"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
         if self.seed >= 2**63:

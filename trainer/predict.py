@@ -5,6 +5,8 @@ Shapes: S candidates, K chosen events.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from analysis.probes import SearchProbe
 from data.batch import RankingBatch
 from data.loader import RequestLoader
 from data.source import Split
@@ -22,6 +25,9 @@ from trainer.experiment import Experiment
 from trainer.metrics import Predictions
 from trainer.processes import Ranks, gather_rows
 from trainer.state import forward
+
+PROBE_REQUESTS = 500
+"""Requests of the look at an untrained search."""
 
 
 class AttentionByRecency:
@@ -111,6 +117,21 @@ def predict(
         user[order].astype(np.int64),
         request[order].astype(np.int64),
     )
+
+
+@torch.no_grad()
+def probe_search(
+    model: nn.Module, store: EventStore, split: Split, experiment: Experiment, ranks: Ranks
+) -> dict[str, Any]:
+    """What the search finds on the first ``PROBE_REQUESTS`` requests of a split. Collective."""
+    probe = SearchProbe(ranks.device)
+    batches = math.ceil(PROBE_REQUESTS / experiment.requests_per_batch)
+    model.eval()
+    for batch in itertools.islice(evaluation_loader(store, split, experiment, ranks), batches):
+        batch = batch.to(ranks.device)
+        probe.update(forward(model, batch), batch)
+    model.train()
+    return probe.to_json()
 
 
 def _rows(output: RankerOutput, batch: RankingBatch) -> Tensor:

@@ -21,7 +21,7 @@ from trainer.experiment import Experiment
 
 RUN_FILES = (
     "plan.json", "metrics.jsonl", "analysis.json", "summary.json", "report.html",
-    "predictions-test.arrow", "evaluation-*.json", "checkpoints", "tensorboard",
+    "predictions-test.arrow", "evaluation-*.json", "gradients.json", "checkpoints", "tensorboard",
     "config.json",  # last: without it the rest would not be known for a run
 )  # fmt: skip
 FULL = 2**16

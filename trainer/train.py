@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
+from analysis.gradients import GradientRecorder
+from analysis.probes import SearchProbe
 from data.batch import RankingBatch
 from data.loader import RequestLoader
 from data.source import Split
@@ -22,7 +24,13 @@ from sharding.batch_norm import refresh_statistics
 from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import Experiment
 from trainer.metrics import Metrics, Predictions, calibration_curve, evaluate
-from trainer.predict import AttentionByRecency, LookupCounter, evaluation_loader, predict
+from trainer.predict import (
+    AttentionByRecency,
+    LookupCounter,
+    evaluation_loader,
+    predict,
+    probe_search,
+)
 from trainer.processes import Ranks, on_first_rank
 from trainer.progress import Display
 from trainer.provenance import describe_run, versions
@@ -92,12 +100,16 @@ class Trainer:
             )
             display.print(f"Resuming {self.folder.path} at step {self.position.step}.")
         if self.ranks.first:
-            self.folder.forget_after(self.position.step)
+            # nothing of a run that had not got to its first checkpoint
+            self.folder.forget_after(self.position.step or -1)
             self.folder.write("plan.json", self.state.plan)
             self._board = SummaryWriter(
                 str(self.folder.path / "tensorboard"), purge_step=self.position.step + 1
             )
         display.print(plan_table(self.state.plan))
+        if self.position.step == 0:
+            found = probe_search(self.state.model, self.store, "val", self.experiment, self.ranks)
+            self._record({"kind": "search", "split": "val", "step": 0, **found})
 
     def _fit(self, display: Display) -> None:
         """The train loop."""
@@ -106,11 +118,13 @@ class Trainer:
         every = experiment.evaluate_every or math.ceil(len(self.loader) / EVALUATIONS_PER_EPOCH)
         counter = LookupCounter(sharded_collections(self.state.model))
         meter = _Meter(self.ranks)
+        gradients = self._gradient_recorder()
         while position.step < steps and not self._stopped_early():
             for batch in self.loader:
                 batch = batch.to(self.ranks.device, non_blocking=True)
                 meter.add(train_step(self.state, batch, experiment, self.ranks.world_size), batch)
                 position.step += 1
+                gradients.end_of_step()
                 position.epoch, position.batch = self.loader.state_dict().values()
                 evaluates = position.step % every == 0 or position.step == steps
                 if evaluates or position.step % experiment.log_every == 0:
@@ -124,6 +138,20 @@ class Trainer:
                 if self._stopped_early():
                     display.print("Validation AUC has stopped rising: early stop.")
                     break
+
+        self._write_gradients(gradients)
+
+    def _gradient_recorder(self) -> GradientRecorder:
+        """Of the first steps of a run, which a resumed one has behind it."""
+        steps = 0 if self.position.step else self.experiment.record_gradients
+        ranker = self.state.model.module
+        return GradientRecorder(ranker.tables, ranker.fields, "category", steps)
+
+    def _write_gradients(self, gradients: GradientRecorder) -> None:
+        if gradients.steps:
+            found = gradients.close().to_json()
+            if self.ranks.first:
+                self.folder.write("gradients.json", found)
 
     def _stopped_early(self) -> bool:
         return self.position.evaluations_since_best >= self.experiment.patience
@@ -143,15 +171,16 @@ class Trainer:
                 for batch in itertools.islice(self._train_loader(), STATISTICS_BATCHES)
             ),
         )
-        metrics = self._metrics("val", display)[0]
+        probe = SearchProbe(self.ranks.device)
+        metrics = self._metrics("val", display, probe)[0]
         # a split of one class has no AUC: then the latest is the best
         auc = None if math.isnan(metrics.auc) else metrics.auc
         better = auc is None or position.best_auc is None or auc > position.best_auc
         if better:
             position.best_auc, position.best_step = auc, position.step
         position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
-        record = {"kind": "eval", "split": "val", "step": position.step, **metrics.to_json()}
-        self._record(record)
+        record = {"kind": "eval", "split": "val", "step": position.step}
+        self._record({**record, **metrics.to_json(), **probe.to_json()})
         display.print(
             f"step {position.step:>6}  validation AUC {metrics.auc:.4f}  "
             f"log loss {metrics.logloss:.4f}{'  (best)' if better else ''}"
@@ -200,16 +229,16 @@ class Trainer:
         return summary
 
     def _metrics(
-        self, split: Split, display: Display, recency: AttentionByRecency | None = None
+        self, split: Split, display: Display, observer: AttentionByRecency | SearchProbe
     ) -> tuple[Metrics, Predictions]:
-        """Computed on every rank, so that all decide alike."""
+        """Computed on every rank, so that all decide alike. ``observer`` sees every batch."""
         predictions = predict(
             self.state.model,
             self.store,
             split,
             self.experiment,
             self.ranks,
-            each_batch=recency.update if recency else lambda output, batch: None,
+            each_batch=observer.update,
             progress=lambda done, total: display.update(split, done, total),
         )
         resamples = self.experiment.bootstrap if split == "test" and self.ranks.first else 0

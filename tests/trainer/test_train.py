@@ -37,6 +37,10 @@ METRICS = {
     "auc", "auc_interval", "gauc", "logloss", "normalized_entropy", "calibration", "samples",
     "requests", "users", "positives",
 }  # fmt: skip
+SEARCH = {
+    "same_item_recall", "same_item_candidates", "same_category_recall", "same_category_candidates",
+    "attention_entropy", "attention_candidates",
+}  # fmt: skip
 
 
 def test_ranks_get_unequal_numbers_of_requests(store: Path) -> None:
@@ -118,8 +122,30 @@ def test_metrics_jsonl_has_a_line_every_log_every_steps_and_at_each_evaluation(
     for line in trained:
         assert line.keys() == {"kind", "step", "epoch", "samples", "loss", "auxiliary", "l2"}
     for line in evaluated:
-        assert line.keys() == {"kind", "split", "step"} | METRICS
+        assert line.keys() == {"kind", "split", "step"} | METRICS | SEARCH
         assert line["split"] == "val"
+
+
+def test_the_search_is_looked_at_before_the_first_step(finished: MakeRun) -> None:
+    first = metrics_lines(finished(2))[0]
+    assert first.keys() == {"kind", "split", "step"} | SEARCH
+    assert (first["kind"], first["split"], first["step"]) == ("search", "val", 0)
+    assert 0 < first["attention_entropy"] <= np.log(EXPERIMENT.model.top_k)
+    assert first["same_category_candidates"] > 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_gradients_of_the_first_steps_are_recorded_on_request(
+    world_size: int, store: Path, finished: MakeRun, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(store, run, world_size, EXPERIMENT.changed(record_gradients=3))
+    found = read(run, "gradients.json")
+    assert found["steps"] == len(found["attention_norm"]) == 3
+    assert found["domination"] > 0
+    # watching changes nothing
+    lines, expected = metrics_lines(run), metrics_lines(finished(world_size))
+    assert [line.get("loss") for line in lines] == [line.get("loss") for line in expected]
 
 
 def test_analysis_json_has_lookups_attention_and_calibration(finished: MakeRun) -> None:

@@ -1,0 +1,86 @@
+"""Does the search find what a candidate is about, and how wide does attention spread?
+
+Shapes: S candidates, K chosen events; in a block B requests, L events, C candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from analysis.histories import chosen_rows, matches
+from data.batch import RankingBatch
+from modules.jagged import blocks
+from modules.ranker import RankerOutput
+
+FIELDS = ("item", "category")
+
+
+class SearchProbe:
+    r"""Sums over batches, on the device: an update waits for nothing.
+
+    * ``same_item_recall``: of the events of a history that have the candidate's item, the share
+      among the K chosen ones, :math:`|chosen \cap same| / \min(|same|, K)`, as a mean over the
+      candidates that have any. ``same_category_recall`` likewise.
+    * ``attention_entropy``: :math:`-\sum_j w_j \ln w_j` in nats, a mean over the candidates with a
+      history. ln K if all weigh the same, 0 if one event has all the weight.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(FIELDS) + 1, 2, dtype=torch.float64, device=device)
+        """Of the shares and the entropy, and how many candidates they are of."""
+        self._searched = torch.zeros(1, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, output: RankerOutput, batch: RankingBatch) -> None:
+        """Adds a batch."""
+        rows, valid = chosen_rows(output, batch)
+        for number, field in enumerate(FIELDS):
+            share, found = self._shares(field, rows, valid, batch)
+            self._sums[number, 0] += share.sum()
+            self._sums[number, 1] += found.sum()
+        attended = output.weights.sum(dim=1) > 0
+        self._sums[-1, 0] += torch.special.entr(output.weights.double()).sum()
+        self._sums[-1, 1] += attended.sum()
+        self._searched += valid.sum()
+
+    def _shares(
+        self, field: str, rows: Tensor, valid: Tensor, batch: RankingBatch
+    ) -> tuple[Tensor, Tensor]:
+        """(S,) shares found, and (S,) bool: whether there was anything to find."""
+        ids, wanted = batch.history[field].values(), batch.candidates[field].values()
+        same = _count_same(ids, wanted, batch)
+        hits = (matches(ids, rows, wanted) & valid).sum(dim=1)
+        return hits / same.clamp(min=1, max=max(rows.shape[1], 1)), same > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Means and counts over all ranks: collective. None where nothing was to be found, or
+        where the model chooses no events.
+        """
+        dist.all_reduce(self._sums)
+        dist.all_reduce(self._searched)
+        searched = bool(self._searched.item())
+        result: dict[str, Any] = {}
+        names = [f"same_{field}_recall" for field in FIELDS]
+        sums = self._sums.tolist()
+        for name, (total, count) in zip([*names, "attention_entropy"], sums, strict=True):
+            known = count > 0 and (searched or name not in names)
+            result[name] = total / count if known else None
+            result[name.replace("_recall", "").replace("_entropy", "") + "_candidates"] = int(count)
+        return result
+
+
+def _count_same(ids: Tensor, wanted: Tensor, batch: RankingBatch) -> Tensor:
+    """(S,) events of each candidate's history with its id."""
+    num_candidates = len(wanted)
+    # one candidate more, where the padding of the blocks lands; no event has its id
+    padded = torch.cat([wanted, wanted.new_full((1,), -1)])
+    same = torch.zeros(num_candidates + 1, dtype=torch.int64, device=wanted.device)
+    for block in blocks(batch.history_lengths, batch.candidate_counts, wanted.device):
+        ids_BL = ids[block.rows].masked_fill(~block.row_mask, -2)
+        same_BCL = ids_BL[:, None] == padded[block.candidates][:, :, None]
+        same[block.candidates] = same_BCL.sum(dim=2)
+    return same[:-1]
