@@ -152,6 +152,7 @@ class StoreBuilder:
             partitions=tuple(self.partitions),
             bytes=size,
             best_auc=source.best_auc(),
+            left_out=getattr(source, "left_out", dict)(),
             fingerprint=fingerprint,
             versions={n: importlib.metadata.version(n) for n in ("polars", "pyarrow", "numpy")},
         )

@@ -18,6 +18,9 @@ MAX_ATTEMPTS = 50
 what is left."""
 
 
+Refusal = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
 def draw_negatives(
     popularity: np.ndarray,
     *,
@@ -28,6 +31,7 @@ def draw_negatives(
     excluded_group: np.ndarray,
     excluded_item: np.ndarray,
     original: Callable[[int], object],
+    refused: Refusal | None = None,
 ) -> np.ndarray:
     """(N,) int32 item ids, item i with probability popularity[i] / sum over the allowed items.
 
@@ -42,6 +46,7 @@ def draw_negatives(
         excluded_group: (P,) int64 group of each excluded pair.
         excluded_item: (P,) item id of each excluded pair.
         original: a user's id in the log, for messages.
+        refused: (slots, items) -> boolean, for pairs too many to list; alike within a group.
 
     Raises:
         InputError: a group excludes every item that has popularity.
@@ -63,13 +68,18 @@ def draw_negatives(
         # 2**64 is far above any total: the bias of the remainder is below 1e-8
         item = np.searchsorted(cumulative, uniform % np.uint64(total), side="right")
         drawn[open_slots] = item
-        open_slots = open_slots[_contains(excluded, group[open_slots] * len(popularity) + item)]
+        again = contains(excluded, group[open_slots] * len(popularity) + item)
+        if refused:
+            again |= refused(open_slots, item)
+        open_slots = open_slots[again]
         if len(open_slots) == 0:
             return drawn
     for one in np.unique(group[open_slots]):
         slots = open_slots[group[open_slots] == one]
         left = popularity.copy()
         left[excluded_item[excluded_group == one]] = 0
+        if refused:
+            left[refused(np.full(len(left), slots[0]), np.arange(len(left)))] = 0
         cumulative = np.cumsum(left)
         if cumulative[-1] == 0:
             raise InputError(
@@ -94,6 +104,7 @@ def add_negatives(
     group: np.ndarray,
     excluded_group: np.ndarray,
     excluded_item: np.ndarray,
+    refused: Refusal | None = None,
 ) -> Requests:
     """Each positive followed by its negatives.
 
@@ -102,6 +113,7 @@ def add_negatives(
         negatives: to draw for each positive.
         slot: (C,) number of each positive, different for every positive of a user.
         group: (C,) as in ``draw_negatives``, like the rest.
+        refused: of (places among the C, items).
     """
     counts = np.diff(positives.offsets)
 
@@ -117,19 +129,25 @@ def add_negatives(
         excluded_group=excluded_group,
         excluded_item=excluded_item,
         original=partition.original_user,
+        refused=refused and (lambda slots, items: refused(slots // negatives, items)),
     )
-    candidates = np.column_stack([positives.candidates, drawn.reshape(-1, negatives)])
+    return with_negatives(positives, drawn.reshape(-1, negatives))
+
+
+def with_negatives(positives: Requests, drawn: np.ndarray) -> Requests:
+    """Each of C positives followed by its negatives, (C, negatives) item ids."""
+    candidates = np.column_stack([positives.candidates, drawn])
     labels = np.zeros(candidates.shape, np.int8)
     labels[:, 0] = 1
     return dataclasses.replace(
         positives,
-        offsets=positives.offsets * (1 + negatives),
+        offsets=positives.offsets * candidates.shape[1],
         candidates=candidates.ravel().astype(np.int32, copy=False),
         labels=labels.ravel(),
     )
 
 
-def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+def contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Boolean: which ``values`` are in ``ordered`` (ascending)."""
     if len(ordered) == 0:
         return np.zeros(len(values), bool)

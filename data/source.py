@@ -142,6 +142,9 @@ class Source(Protocol):
         ``data.sampling.draw_negatives``.
         """
 
+    # A source may have ``left_out() -> dict[str, int]``, asked once at the end: requests that were
+    # not formed, by reason.
+
     def best_auc(self) -> float | None:
         """The best AUC that any model can reach on the test split, where the truth is known and
         there are clicks enough to tell.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ class StoreInfo:
     """Of all Arrow files."""
     best_auc: float | None
     """On the test split, where the source knows the truth and the split is not too small."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Requests that the source could have formed but for these reasons."""
     fingerprint: str
     """SHA-256 over names and content of all Arrow files."""
     versions: dict[str, str]

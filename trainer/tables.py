@@ -105,6 +105,8 @@ def store_table(store: Mapping[str, Any]) -> Table:
         table.add_row("events left out", formats.count(store["log_events"] - store["events"]))
     if store.get("duplicates"):
         table.add_row("duplicate events, kept", formats.count(store["duplicates"]))
+    for reason, count in (store.get("left_out") or {}).items():
+        table.add_row(f"no request: {reason}", formats.count(count))
     table.add_row("partitions", formats.count(len(store["partitions"])))
     table.add_row("size", formats.size(store["bytes"]))
     if store.get("best_auc") is not None:

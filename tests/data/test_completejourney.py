@@ -135,7 +135,7 @@ def test_products_without_a_type_share_one_category() -> None:
 def test_side_columns_are_those_asked_for() -> None:
     frame = next(CompleteJourney(side=("brand", "department")).event_frames())
     assert frame.columns == [
-        "user", "item", "time", "category", "brand", "department", "basket", "week"
+        "user", "item", "time", "category", "brand", "department", "basket", "week", "new"
     ]  # fmt: skip
 
 
