@@ -1,0 +1,77 @@
+"""Pictures of a sweep, drawn with the means of the run report (trainer/report/figures.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from trainer import formats
+from trainer.metrics import Interval
+from trainer.report import figures
+from trainer.report.figures import Series
+
+ROW_PIXELS = 26
+
+
+class Dot(NamedTuple):
+    """A mean over seeds, and how sure it is."""
+
+    name: str
+    color: int | None
+    value: float
+    seeds: np.ndarray
+    """(seeds,) what it is the mean of."""
+    by_request: Interval | None = None
+    by_user: Interval | None = None
+
+
+def dots(rows: Sequence[Dot], describe: str, *, signed: bool) -> Markup:
+    """One row each: a dot, its seeds as ticks, intervals by requests (thick) and users (thin)."""
+    height = 44 + ROW_PIXELS * len(rows)
+    with figures._figure(height, left=168, right=64, bottom=30, top=6) as (figure, axes):
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), labels=["" for _ in rows])
+        for y, row in enumerate(rows):
+            color = figures._run_color(row.color)
+            for bounds, width in ((row.by_user, 1.25), (row.by_request, 3.5)):
+                if bounds is not None:
+                    axes.plot(bounds, [y, y], color=color, linewidth=width)
+            axes.plot(row.seeds, np.full(len(row.seeds), y), "|", color=color, markersize=9)
+            axes.plot(row.value, y, "o", color=color, markersize=8, mec=figures._SURFACE, mew=1.5)
+            figures._beside(axes, "left", y, figures._shorten(row.name, 26), color)
+            number = formats.signed if signed else formats.decimal
+            figures._beside(axes, "right", y, number(row.value), figures._INK)
+        axes.margins(x=0.08)
+        if signed:
+            axes.axvline(0, color=figures._MUTED, linewidth=1, zorder=1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
+        return figures._svg(figure, describe)
+
+
+def lines(series: Sequence[Series], axis: str, describe: str) -> Markup:
+    """A metric over a numeric axis, one line per model, bands of one standard deviation."""
+    ticks = sorted({float(x) for run in series for x in run.x})
+    with figures._figure() as (figure, axes):
+        for run in series:
+            color = figures._run_color(run.color)
+            if run.band is not None:
+                axes.fill_between(run.x, *run.band, color=color, alpha=0.14, linewidth=0)
+            axes.plot(run.x, run.y, "o-", color=color, markersize=4)
+        if ticks[0] > 0 and ticks[-1] > 8 * ticks[0]:
+            axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(figures._short_number))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        figures._number_ticks(axes.yaxis)
+        axes.set_xlabel(axis)
+        axes.margins(x=0.03)
+        labels = [figures._shorten(run.name, 14) for run in series]
+        figures._label_ends(axes, series, labels)
+        return figures._svg(figure, describe)

@@ -1,0 +1,193 @@
+"""The tables of ``twofold sweep``: data, nothing else.
+
+The command line of a cell is the table's flags, then the user's, then the row's: the last wins, so
+that nobody can undo what a row is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table, trained once for each seed."""
+
+    label: str
+    """Names its run folders: letters, digits, ``.``, ``_`` and ``-``."""
+    experiment: str
+    """Key of :data:`trainer.experiments.EXPERIMENTS`."""
+    flags: tuple[str, ...] = ()
+    """Of ``twofold train``; they come last."""
+    reference: str | None = None
+    """Label of the row that this one is compared with; None: the table's."""
+    line: str = ""
+    """Rows of one line are joined in the picture over a numeric axis."""
+    x: float | None = None
+    """Where on that axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepTable:
+    """Rows that differ in what the axis names."""
+
+    sentence: str
+    """The question, for ``--help`` and the report."""
+    axis: str
+    """What the rows differ in; on a numeric axis, its name."""
+    reference: str
+    """Label of the row that others are compared with."""
+    rows: tuple[Row, ...]
+    flags: tuple[str, ...] = ()
+    """Of ``twofold train``, for every row."""
+
+    def reference_of(self, row: Row) -> Row | None:
+        """The row that ``row`` is compared with; None for one that is compared with no other."""
+        label = row.reference or self.reference
+        return None if label == row.label else next(r for r in self.rows if r.label == label)
+
+
+MODELS = (
+    "dare", "twin", "twin_without_tr", "twin_hard", "twin_projected", "twin_projected_event",
+    "twin_three", "twin_four", "din", "sim_hard", "sim_soft", "eta", "sdim", "twin_v2",
+    "target_attention", "mean_pooling",
+)  # fmt: skip
+WITH_AUXILIARY = (
+    "dare", "twin", "twin_without_tr", "twin_projected", "twin_projected_event", "twin_three",
+    "twin_four",
+)  # fmt: skip
+"""Models that take the published objective's score and auxiliary loss."""
+PUBLISHED = (
+    "--history-length", "200", "--fields.attention-init-std", "0.01", "--tables.learning-rate",
+    "0.05", "--requests-per-batch", "683", "--epochs", "2", "--dense-learning-rate", "0.01",
+)  # fmt: skip
+"""The regime of experiment ``dare_paper``."""
+PUBLISHED_OBJECTIVE = ("--model.score", "dot", "--model.auxiliary", "full")
+
+
+def _flags(**values: object) -> tuple[str, ...]:
+    """``history_length=200`` -> ``("--history-length", "200")``; ``__`` stands for a dot."""
+    return tuple(
+        word
+        for name, value in values.items()
+        for word in (f"--{name.replace('__', '.').replace('_', '-')}", str(value))
+    )
+
+
+def _paired(flag: str, values: Sequence[int], base: int) -> tuple[Row, ...]:
+    """DARE at each value against DARE at ``base``; TWIN at each against DARE at the same."""
+    return tuple(
+        Row(
+            f"{model}-{value}",
+            model,
+            _flags(**{flag: value}),
+            f"dare-{base if model == 'dare' else value}",
+            line=model,
+            x=value,
+        )
+        for model in ("dare", "twin")
+        for value in values
+    )
+
+
+def _widths(model: str, attention: int, representation: int, reference: str) -> Row:
+    flags = _flags(
+        fields__attention_dim=attention,
+        fields__representation_dim=representation,
+    )
+    return Row(f"{model}-{attention}", model, flags, reference, line=model, x=attention)
+
+
+def _identity_prior() -> tuple[Row, ...]:
+    """Each start against 0.01, all else equal."""
+    rows = []
+    for history in (200, 800):
+        for sharing in ("decoupled", "shared"):
+            for score in ("dot", "cosine"):
+                line = f"{score}-{sharing}-{history}"
+                for std in (0.01, 0.1, 0.3, 1.0, 1.5):
+                    flags = _flags(
+                        model__sharing=sharing,
+                        model__score=score,
+                        history_length=history,
+                        fields__attention_init_std=std,
+                    )
+                    if sharing == "shared":  # one table has one start
+                        flags += _flags(fields__representation_init_std=std)
+                    rows.append(Row(f"{line}-{std:g}", "dare", flags, f"{line}-0.01", line, std))
+    return tuple(rows)
+
+
+TABLES: dict[str, SweepTable] = {
+    "dare-table": SweepTable(
+        sentence="DARE beside the models it is compared with, all on one base.",
+        axis="model",
+        reference="dare",
+        rows=tuple(Row(name, name) for name in MODELS),
+    ),
+    "dare-table-paper": SweepTable(
+        sentence="The same models in the published regime: history 200, small start, two epochs.",
+        axis="model",
+        reference="dare",
+        flags=PUBLISHED,
+        rows=tuple(
+            Row(name, name, PUBLISHED_OBJECTIVE if name in WITH_AUXILIARY else ())
+            for name in MODELS
+        ),
+    ),
+    "history-length": SweepTable(
+        sentence="What do more events of the past bring DARE and TWIN?",
+        axis="history length",
+        reference="dare-200",
+        rows=_paired("history_length", (50, 100, 200, 400, 800, 1600, 2000), base=200),
+    ),
+    "top-k": SweepTable(
+        sentence="How many events must the search hand to attention?",
+        axis="K, events that the search hands to attention",
+        reference="dare-20",
+        rows=_paired("model__top_k", (5, 10, 20, 50, 100), base=20),
+    ),
+    "attention-width": SweepTable(
+        sentence="How narrow may attention be: DARE's attention tables alone, TWIN's one table.",
+        axis="attention width of a field",
+        reference="dare-16",
+        rows=(
+            *(_widths("dare", width, 16, "dare-16") for width in (2, 4, 8, 16, 32, 64)),
+            *(_widths("twin", width, width, f"dare-{width}") for width in (2, 4, 8, 16, 32, 64)),
+        ),
+    ),
+    "auxiliary": SweepTable(
+        sentence="What is the second loss worth, over the whole history and over a sample?",
+        axis="auxiliary loss",
+        reference="full",
+        rows=(
+            Row("full", "dare", _flags(model__auxiliary="full")),
+            *(
+                Row(
+                    f"sampled-{others}",
+                    "dare",
+                    _flags(model__auxiliary="sampled", model__auxiliary_others=others),
+                )
+                for others in (5, 20, 80)
+            ),
+            Row("none", "dare", _flags(model__auxiliary="none")),
+        ),
+    ),
+    "identity-prior": SweepTable(
+        sentence="Should a search find the same item from its first step? Starts against 0.01.",
+        axis="standard deviation of the attention rows' start",
+        reference="dot-decoupled-200-0.01",
+        rows=_identity_prior(),
+    ),
+    "width": SweepTable(
+        sentence="Does DARE's lead over TWIN depend on the width of all tables?",
+        axis="width of a field",
+        reference="dare-16",
+        rows=tuple(
+            _widths(model, width, width, "dare-16" if model == "dare" else f"dare-{width}")
+            for model in ("dare", "twin")
+            for width in (4, 16, 64)
+        ),
+    ),
+}
