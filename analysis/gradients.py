@@ -188,7 +188,7 @@ def summarize(field: str, records: Tensor, by_row: Tensor) -> GradientStatistics
 
 
 def _ratio(above: Tensor, below: Tensor) -> float | None:
-    return float(above / below) if below > 0 else None
+    return float(above) / float(below) if below > 0 else None
 
 
 def _columns(widths: list[int], place: int) -> slice:
