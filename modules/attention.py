@@ -1,6 +1,8 @@
-r"""Exact search unit (ESU): what the chosen events say about a candidate.
+r"""Exact search unit (ESU): what events of the history say about a candidate.
 
 .. math:: h = \sum_j \mathrm{softmax}_j(s_j)\, r_j
+
+and the other ways to make one vector of a history.
 
 Shapes: S candidates, K chosen events each, N events, A attention and R representation width;
 in a block B requests, L events, C candidates.
@@ -8,12 +10,16 @@ in a block B requests, L events, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from modules.jagged import Block
+from modules.score import dot
+
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
+"""(..., C, A) queries and (..., L, A) keys -> (..., C, L)."""
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -23,7 +29,12 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend_chosen(
-    queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor, log_weight: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    valid: Tensor,
+    log_weight: Tensor | None = None,
+    score: ScoreFunction = dot,
 ) -> tuple[Tensor, Tensor]:
     """Target attention over each candidate's own few events.
 
@@ -33,18 +44,25 @@ def attend_chosen(
         values: (S, K, R).
         valid: (S, K) bool.
         log_weight: (S, K) added to the scores.
+        score: of queries and keys.
 
     Returns:
         (S, R) interests, zeros without history, and the (S, K) weights.
     """
-    scores_SK = (keys @ queries[:, :, None]).squeeze(2)
+    scores_SK = score(queries[:, None], keys).squeeze(1)
     if log_weight is not None:
         scores_SK = scores_SK + log_weight.to(scores_SK.dtype)
     weights_SK = masked_softmax(scores_SK, valid)
     return (weights_SK[:, None] @ values).squeeze(1), weights_SK
 
 
-def attend_all(queries: Tensor, keys: Tensor, values: Tensor, blocks: Iterable[Block]) -> Tensor:
+def attend_all(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    blocks: Iterable[Block],
+    score: ScoreFunction = dot,
+) -> Tensor:
     """Target attention over the whole history; the candidates of a request share one gather of it.
 
     Args:
@@ -52,9 +70,63 @@ def attend_all(queries: Tensor, keys: Tensor, values: Tensor, blocks: Iterable[B
         keys: (N, A).
         values: (N, R).
         blocks: of the batch.
+        score: of queries and keys.
 
     Returns:
         (S, R) interests, zeros without history.
+    """
+
+    def attend(q_BCA: Tensor, k_BLA: Tensor, v_BLR: Tensor, mask_BL: Tensor) -> Tensor:
+        return masked_softmax(score(q_BCA, k_BLA), mask_BL[:, None]) @ v_BLR
+
+    return pool_blocks(attend, queries, keys, values, blocks)
+
+
+def sum_all(queries: Tensor, keys: Tensor, values: Tensor, blocks: Iterable[Block]) -> Tensor:
+    r"""Sum of the history's values weighted by the bare dot product,
+    :math:`\sum_j \langle q, k_j \rangle r_j`: linear attention, whose cost per candidate does not
+    grow with the history. Shapes as in :func:`attend_all`.
+    """
+
+    def attend(q_BCA: Tensor, k_BLA: Tensor, v_BLR: Tensor, mask_BL: Tensor) -> Tensor:
+        return q_BCA @ ((k_BLA * mask_BL[:, :, None]).mT @ v_BLR)
+
+    return pool_blocks(attend, queries, keys, values, blocks)
+
+
+def mean_all(targets: Tensor, values: Tensor, blocks: Iterable[Block]) -> Tensor:
+    """Mean of the history's values, the same for all candidates of a request.
+
+    ``targets`` (S, R) say how many candidates there are; shapes as in :func:`attend_all`.
+    """
+
+    def mean(q_BCA: Tensor, k_BLA: Tensor, v_BLR: Tensor, mask_BL: Tensor) -> Tensor:
+        in_history_BL = mask_BL.to(v_BLR.dtype)
+        weights_B1L = (in_history_BL / in_history_BL.sum(1, keepdim=True))[:, None]
+        return (weights_B1L @ v_BLR).expand(-1, q_BCA.shape[1], -1)
+
+    return pool_blocks(mean, targets[:, :0], values[:, :0], values, blocks)
+
+
+def pool_blocks(
+    pool: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    blocks: Iterable[Block],
+) -> Tensor:
+    """One vector for each candidate from its history, block by block.
+
+    Args:
+        pool: (B, C, A) queries, (B, L, A) keys, (B, L, R) values and the (B, L) mask of what is no
+            padding -> (B, C, R).
+        queries: (S, A).
+        keys: (N, A).
+        values: (N, R).
+        blocks: of the batch.
+
+    Returns:
+        (S, R), zeros without history.
     """
     blocks = list(blocks)
     num_candidates = queries.shape[0]
@@ -63,16 +135,16 @@ def attend_all(queries: Tensor, keys: Tensor, values: Tensor, blocks: Iterable[B
     # one row more, for the padding of the blocks
     padded_queries = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
     rows, candidates = [block.rows for block in blocks], [block.candidates for block in blocks]
-    pooled = []
-    for block, queries_BCA, keys_BLA, values_BLR in zip(
-        blocks,
-        _gather(padded_queries, candidates),
-        _gather(keys, rows),
-        _gather(values, rows),
-        strict=True,
-    ):
-        weights_BCL = masked_softmax(queries_BCA @ keys_BLA.mT, block.row_mask[:, None])
-        pooled.append((weights_BCL @ values_BLR).flatten(0, 1))
+    pooled = [
+        pool(queries_BCA, keys_BLA, values_BLR, block.row_mask).flatten(0, 1)
+        for block, queries_BCA, keys_BLA, values_BLR in zip(
+            blocks,
+            _gather(padded_queries, candidates),
+            _gather(keys, rows),
+            _gather(values, rows),
+            strict=True,
+        )
+    ]
     pooled_rows = torch.cat(pooled)
     interests = pooled_rows.new_zeros(num_candidates + 1, values.shape[1])
     flat_candidates = torch.cat([numbers.flatten() for numbers in candidates])

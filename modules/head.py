@@ -26,10 +26,12 @@ class InterestHead(nn.Module):
         hidden: tuple[int, ...],
         target_aware: bool = True,
         official_init: bool = False,
+        interests: int = 1,
     ) -> None:
         super().__init__()
         self.target_aware = target_aware
-        widths = (representation_dim * (3 if target_aware else 2), *hidden)
+        per_interest = 2 if target_aware else 1
+        widths = (representation_dim * (1 + interests * per_interest), *hidden)
         layers: list[nn.Module] = [nn.BatchNorm1d(widths[0])]
         for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.PReLU(init=PRELU_SLOPE)]
@@ -37,11 +39,11 @@ class InterestHead(nn.Module):
         self.layers = nn.Sequential(*layers)
         self._initialize(official_init)
 
-    def forward(self, targets: Tensor, interests: Tensor) -> Tensor:
-        """(S, R) and (S, R) -> (S,) log odds of a click."""
-        features = [targets, interests]
+    def forward(self, targets: Tensor, *interests: Tensor) -> Tensor:
+        """(S, R) and, for each interest, (S, R) -> (S,) log odds of a click."""
+        features = [targets, *interests]
         if self.target_aware:
-            features.append(targets * interests)
+            features += [targets * interest for interest in interests]
         click, no_click = self.layers(torch.cat(features, dim=1)).unbind(dim=1)
         return click - no_click
 

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 
 from modules.head import InterestHead
 from modules.ranker import RankerOutput
+from modules.score import MLPScore
+from modules.search_units import SoftSearch
+from modules.tables import Projections
+
+REGULARIZED = (InterestHead, Projections, MLPScore, SoftSearch)
 
 
 class Losses(NamedTuple):
@@ -62,14 +67,14 @@ def ranking_losses(
 
 
 def l2_penalty(module: nn.Module) -> Tensor:
-    """Sum of squares of both heads' parameters, biases left out, batch-norm gains and PReLU slopes
-    included. Tables are not regularised.
+    """Sum of squares of the heads', the projections' and DIN's network's parameters, biases left
+    out, batch-norm gains and PReLU slopes included. Tables are not regularized.
     """
-    heads = (child for child in module.modules() if isinstance(child, InterestHead))
     squares = (
         parameter.square().sum()
-        for head in heads
-        for name, parameter in head.named_parameters()
+        for child in module.modules()
+        if isinstance(child, REGULARIZED)
+        for name, parameter in child.named_parameters()
         if not name.endswith("bias")
     )
     return sum(squares, start=torch.zeros(()))

@@ -3,8 +3,8 @@ r"""How well an event fits a candidate: one score for search and for attention.
 .. math:: s = \langle q_s, k_s \rangle / \sqrt{d_s} + \langle q_t, k_t \rangle / \sqrt{d_t}
 
 with the semantic fields (item, category, side columns) and the others (recency, action) scaled
-apart, as DARE's code does. ``cosine`` puts :math:`\tau \cos(q_s, k_s)` in place of the first term.
-Shapes: n rows, A attention width.
+apart, as DARE's code does. ``cosine`` puts :math:`\tau \cos(q_s, k_s)` in place of the first term;
+``mlp`` is DIN's small network. Shapes: n rows, A attention width; C candidates, L events.
 """
 
 from typing import Literal
@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from modules.tables import FieldConfig
 
-ScoreKind = Literal["dot", "cosine"]
+ScoreKind = Literal["dot", "cosine", "mlp"]
+
+MLP_HIDDEN = 36
+"""Width of DIN's network, as in DARE's code."""
+PRELU_SLOPE = 0.1
+
+
+def dot(queries: Tensor, keys: Tensor) -> Tensor:
+    """(..., C, A) and (..., L, A) -> (..., C, L)."""
+    return queries @ keys.mT
 
 
 class Score(nn.Module):
@@ -26,29 +35,102 @@ class Score(nn.Module):
     """
 
     def __init__(
-        self, fields: tuple[FieldConfig, ...], kind: ScoreKind = "dot", temperature: float = 6.0
+        self,
+        fields: tuple[FieldConfig, ...],
+        kind: ScoreKind = "dot",
+        temperature: float = 6.0,
+        unused: frozenset[str] = frozenset(),
     ) -> None:
+        """Semantic fields come first. ``unused`` ones do not enter the score."""
         super().__init__()
         self.kind = kind
-        self.widths = [
-            sum(f.attention_dim for f in fields if f.semantic),
-            sum(f.attention_dim for f in fields if not f.semantic),
-        ]
+        self.widths = [f.attention_dim for f in fields]
+        self.semantic = [i for i, f in enumerate(fields) if f.semantic and f.name not in unused]
+        self.temporal = [i for i, f in enumerate(fields) if not f.semantic and f.name not in unused]
+        self.drops = len(self.semantic) + len(self.temporal) < len(fields)
+        self.semantic_scale = _root(sum(self.widths[i] for i in self.semantic))
+        self.temporal_scale = _root(sum(self.widths[i] for i in self.temporal))
         if kind == "cosine":
             self.temperature = nn.Parameter(torch.tensor([temperature]))
 
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Scores of what ``query`` and ``key`` return: (..., C, A), (..., L, A) -> (..., C, L)."""
+        return dot(queries, keys)
+
     def query(self, rows: Tensor) -> Tensor:
         """(n, A) attention rows of candidates -> (n, A)."""
-        semantic, temporal = rows.split(self.widths, dim=-1)
-        if self.kind == "cosine":
-            semantic = F.normalize(semantic, dim=-1) * self.temperature
-        else:
-            semantic = semantic / max(self.widths[0], 1) ** 0.5
-        return torch.cat([semantic, temporal / max(self.widths[1], 1) ** 0.5], dim=-1)
+        semantic, temporal = self._parts(rows)
+        return torch.cat([semantic * self._semantic_factor(), temporal * self.temporal_scale], -1)
 
     def key(self, rows: Tensor) -> Tensor:
         """(n, A) attention rows of events -> (n, A)."""
-        if self.kind == "dot":
-            return rows
-        semantic, temporal = rows.split(self.widths, dim=-1)
-        return torch.cat([F.normalize(semantic, dim=-1), temporal], dim=-1)
+        return rows if self.kind == "dot" and not self.drops else torch.cat(self._parts(rows), -1)
+
+    def hashable(self, rows: Tensor, *, semantic_only: bool = False) -> Tensor:
+        """(n, A) rows of candidates or of events, scaled alike, so that the dot product of two is
+        their score: what angles, and so sign hashes, are taken of.
+        """
+        semantic, temporal = self._parts(rows)
+        semantic = semantic * abs(self._semantic_factor()) ** 0.5
+        if semantic_only:
+            return semantic
+        return torch.cat([semantic, temporal * self.temporal_scale**0.5], -1)
+
+    def hashable_width(self, *, semantic_only: bool = False) -> int:
+        """Of what ``hashable`` returns."""
+        used = self.semantic if semantic_only else self.semantic + self.temporal
+        return sum(self.widths[i] for i in used)
+
+    def _semantic_factor(self) -> Tensor | float:
+        return self.temperature if self.kind == "cosine" else self.semantic_scale
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Semantic and other columns; the first normalized where the score is a cosine."""
+        if self.drops:
+            columns, nothing = rows.split(self.widths, dim=-1), [rows[..., :0]]
+            semantic = torch.cat(nothing + [columns[i] for i in self.semantic], -1)
+            temporal = torch.cat(nothing + [columns[i] for i in self.temporal], -1)
+        else:
+            width = sum(self.widths[i] for i in self.semantic)
+            semantic, temporal = rows[..., :width], rows[..., width:]
+        return (F.normalize(semantic, dim=-1) if self.kind == "cosine" else semantic), temporal
+
+
+def _root(width: int) -> float:
+    return max(width, 1) ** -0.5
+
+
+class MLPScore(nn.Module):
+    r"""DIN's activation unit (https://arxiv.org/abs/1706.06978, section 4.3) as DARE's code has it:
+
+    .. math:: s = \mathrm{MLP}([q; k; q - k; q \odot k]) / A
+
+    The first layer is taken apart, so that the four inputs are never written side by side:
+    :math:`W_1 q + W_2 k + W_3 (q - k) + W_4 (q \odot k)
+    = (W_1 + W_3) q + (W_2 - W_3) k + (W_4 \operatorname{diag} q) k`.
+    """
+
+    def __init__(self, fields: tuple[FieldConfig, ...]) -> None:
+        super().__init__()
+        self.width = sum(f.attention_dim for f in fields)
+        self.first = nn.Linear(4 * self.width, MLP_HIDDEN)
+        self.activation = nn.PReLU(init=PRELU_SLOPE)
+        self.second = nn.Linear(MLP_HIDDEN, 1)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(..., C, A) and (..., L, A) -> (..., C, L)."""
+        of_query, of_key, of_difference, of_product = self.first.weight.split(self.width, dim=1)
+        q_C1H = (queries @ (of_query + of_difference).mT + self.first.bias).unsqueeze(-2)
+        k_1LH = (keys @ (of_key - of_difference).mT).unsqueeze(-3)
+        # (..., C, A, H): W4 diag q of each candidate
+        maps_CAH = queries.unsqueeze(-1) * of_product.mT
+        hidden_CLH = keys.unsqueeze(-3) @ maps_CAH + q_C1H + k_1LH
+        return self.second(self.activation(hidden_CLH)).squeeze(-1) / self.width
+
+    def query(self, rows: Tensor) -> Tensor:
+        """Rows as they are."""
+        return rows
+
+    def key(self, rows: Tensor) -> Tensor:
+        """Rows as they are."""
+        return rows

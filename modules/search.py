@@ -1,17 +1,19 @@
-"""General search unit (GSU): which K events of a history matter to a candidate.
+"""What a search returns, and the ways to choose without one.
 
-Shapes: S candidates, N events of all histories together, K kept, M others, A attention width.
+Shapes: S candidates, N events of all histories together, K kept, M others; in a block B requests,
+L events, C candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from modules.jagged import Block
+from modules.tables import Ids
 
 
 class Selection(NamedTuple):
@@ -23,36 +25,68 @@ class Selection(NamedTuple):
     """(S, K) bool: False beyond the end of a short history."""
 
 
+class Histories(NamedTuple):
+    """A batch of requests as search and attention see it."""
+
+    events: Ids
+    """Of the N events."""
+    candidates: Ids
+    """Of the S candidates."""
+    blocks: list[Block]
+    first_row: Tensor
+    """(S,) where each candidate's history begins."""
+    length: Tensor
+    """(S,) events in it."""
+
+
 @torch.no_grad()
-def top_k(queries: Tensor, keys: Tensor, blocks: Iterable[Block], k: int) -> Selection:
-    """Exact search: the ``k`` events with the highest dot product, in order of their score.
+def top_k(
+    rank: Callable[[Block], Tensor],
+    blocks: Iterable[Block],
+    k: int,
+    num_candidates: int,
+    device: torch.device,
+) -> Selection:
+    """The ``k`` events that rank highest, best first.
 
     Selection is hard: no gradient flows through it. Padding can never win, fewer than ``k`` events
     are all chosen, and a candidate without history has no valid row.
 
     Args:
-        queries: (S, A).
-        keys: (N, A).
+        rank: (B, C, L) numbers for a block: the higher the better, -inf if not to be chosen.
+            Those of padding do not matter.
         blocks: of the batch.
         k: events kept for each candidate.
+        num_candidates: S.
+        device: of the result.
     """
-    num_candidates = queries.shape[0]
-    padded_queries = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
     # one row more, where the padding of the blocks lands
-    rows = torch.zeros(num_candidates + 1, k, dtype=torch.int64, device=queries.device)
-    valid = torch.zeros(num_candidates + 1, k, dtype=torch.bool, device=queries.device)
+    rows = torch.zeros(num_candidates + 1, k, dtype=torch.int64, device=device)
+    valid = torch.zeros(num_candidates + 1, k, dtype=torch.bool, device=device)
     for block in blocks:
-        scores_BCL = padded_queries[block.candidates] @ keys[block.rows].mT
-        scores_BCL.masked_fill_(~block.row_mask[:, None], -torch.inf)
+        ranks_BCL = rank(block).masked_fill(~block.row_mask[:, None], -torch.inf)
         kept = min(k, block.rows.shape[1])
-        best_BCK = scores_BCL.topk(kept, dim=-1).indices
+        highest_BCK, best_BCK = ranks_BCL.topk(kept, dim=-1)
         rows[block.candidates, :kept] = _pick(block.rows, best_BCK)
-        valid[block.candidates, :kept] = _pick(block.row_mask, best_BCK)
+        valid[block.candidates, :kept] = highest_BCK != -torch.inf
     return Selection(rows[:-1] * valid[:-1], valid[:-1])
 
 
 def _pick(values_BL: Tensor, index_BCK: Tensor) -> Tensor:
     return values_BL[:, None].expand(-1, index_BCK.shape[1], -1).gather(2, index_BCK)
+
+
+def most_recent(first_row: Tensor, length: Tensor, k: int) -> Selection:
+    """The last ``k`` events of each history, the latest first.
+
+    Args:
+        first_row: (S,) where each candidate's history begins.
+        length: (S,) events in it.
+        k: events kept.
+    """
+    slot = torch.arange(k, device=length.device)
+    valid = slot < length[:, None]
+    return Selection(((first_row + length)[:, None] - 1 - slot) * valid, valid)
 
 
 @torch.no_grad()

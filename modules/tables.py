@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,67 +70,148 @@ class Rows(NamedTuple):
     """(S, R) representation rows of the candidates."""
 
 
-class DecoupledTables(nn.Module):
-    """Two tables per field, one for attention and one for representation.
+Role = Literal["keys", "queries", "values", "targets"]
+Sharing = Literal["decoupled", "shared", "projected", "three", "four"]
+Projection = Literal["field", "event"]
 
-    DARE, https://arxiv.org/abs/2410.02604, section 3: gradients of the two tasks never meet.
+COLLECTIONS: dict[Sharing, dict[str, tuple[Role, ...]]] = {
+    "decoupled": {"attention": ("keys", "queries"), "representation": ("values", "targets")},
+    "shared": {"shared": ("keys", "queries", "values", "targets")},
+    "projected": {"shared": ("keys", "queries", "values", "targets")},
+    "three": {
+        "attention_event": ("keys",),
+        "attention_candidate": ("queries",),
+        "representation": ("values", "targets"),
+    },
+    "four": {
+        "attention_event": ("keys",),
+        "attention_candidate": ("queries",),
+        "representation_event": ("values",),
+        "representation_candidate": ("targets",),
+    },
+}
+"""Which tables serve which roles: all the difference that decoupling makes."""
+
+ATTENTION_ROLES: tuple[Role, ...] = ("keys", "queries")
+EVENT_ROLES: tuple[Role, ...] = ("keys", "values")
+
+
+class EventTables(nn.Module):
+    """The tables of every field, as many sets of them as ``sharing`` says.
+
+    * decoupled: attention and representation apart, so that gradients of the two tasks never meet
+      (DARE, https://arxiv.org/abs/2410.02604, section 3).
+    * shared: one set serves both (TWIN, https://arxiv.org/abs/2302.02352).
+    * projected: one set, seen through a linear map for each of the four roles.
+    * three: attention of events, attention of candidates, representation.
+    * four: a set for each role (DARE's "TWIN-4E").
     """
 
-    def __init__(self, fields: tuple[FieldConfig, ...], device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        fields: tuple[FieldConfig, ...],
+        sharing: Sharing = "decoupled",
+        device: torch.device | None = None,
+        projection: Projection = "field",
+    ) -> None:
+        """``device`` is that of the tables; the maps of ``projected`` are made on the host."""
         super().__init__()
-        self.attention = _collection(
-            {f"attention_{f.name}": (f, f.attention_dim) for f in fields}, device
-        )
-        self.representation = _collection(
-            {f"representation_{f.name}": (f, f.representation_dim) for f in fields}, device
-        )
-        self.init_std = {f"attention_{f.name}": f.attention_init_std for f in fields} | {
-            f"representation_{f.name}": f.representation_init_std for f in fields
-        }
+        self.roles = COLLECTIONS[sharing]
+        self.init_std: dict[str, float] = {}
+        """Standard deviation of each table's rows at the start."""
+        for name, roles in self.roles.items():
+            tables = {f"{name}_{f.name}": (f, *_side(f, roles, sharing)) for f in fields}
+            self.add_module(name, _collection(tables, device))
+            self.init_std |= {table: std for table, (_, _, std) in tables.items()}
+        self.projections = Projections(fields, projection) if sharing == "projected" else None
 
     def attend(self, events: Ids, candidates: Ids) -> tuple[Tensor, Tensor]:
         """``keys, queries``: all that a search needs."""
-        return _split(_lookup(self.attention, _concat(events, candidates)), events)
+        rows = self._rows(events, candidates, ATTENTION_ROLES)
+        return rows["keys"], rows["queries"]
 
     def forward(self, events: Ids, candidates: Ids) -> Rows:
         """All four. One lookup per collection, so that each row is updated once a step."""
-        ids = _concat(events, candidates)
-        keys, queries = _split(_lookup(self.attention, ids), events)
-        values, targets = _split(_lookup(self.representation, ids), events)
-        return Rows(keys, queries, values, targets)
+        return Rows(**self._rows(events, candidates, Rows._fields))
+
+    def _rows(self, events: Ids, candidates: Ids, wanted: tuple[str, ...]) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+        for name, roles in self.roles.items():
+            asked = [role for role in roles if role in wanted]
+            if asked:
+                rows |= _look_up_roles(self.get_submodule(name), asked, events, candidates)
+        if self.projections is None:
+            return rows
+        return {role: self.projections(role, of_role) for role, of_role in rows.items()}
 
 
-class SharedTables(nn.Module):
-    """One table per field serves both tasks (TWIN, https://arxiv.org/abs/2302.02352)."""
+class Projections(nn.Module):
+    """A linear map for each role, from the shared tables' rows (DARE, section 2.3, "w/ proj.").
 
-    def __init__(self, fields: tuple[FieldConfig, ...], device: torch.device | None = None) -> None:
+    ``field``: each field by a map of its own, without bias, as DARE's scripts do. ``event``: all
+    fields of an event by one map, with bias. They start as the identity (cut or filled with zeros
+    where widths differ), so that the model starts as the one it is compared with.
+    """
+
+    def __init__(self, fields: tuple[FieldConfig, ...], kind: Projection = "field") -> None:
         super().__init__()
-        for f in fields:
-            for what in ("dim", "init_std"):
-                attention = getattr(f, f"attention_{what}")
-                representation = getattr(f, f"representation_{what}")
-                if attention != representation:
-                    raise ValueError(
-                        f"Shared tables serve both tasks, but field {f.name!r} has "
-                        f"attention_{what} {attention} and representation_{what} {representation}. "
-                        "Make them equal, or take sharing='decoupled'."
-                    )
-        self.shared = _collection(
-            {f"shared_{f.name}": (f, f.attention_dim) for f in fields}, device
-        )
-        self.init_std = {f"shared_{f.name}": f.attention_init_std for f in fields}
+        self.widths = [f.representation_dim for f in fields]
+        if kind == "event":
+            self.widths = [sum(self.widths)]
+        for role in Rows._fields:
+            out = [
+                f.attention_dim if role in ATTENTION_ROLES else f.representation_dim for f in fields
+            ]
+            out = [sum(out)] if kind == "event" else out
+            maps = [
+                nn.Linear(width, width_out, bias=kind == "event")
+                for width, width_out in zip(self.widths, out, strict=True)
+            ]
+            for linear in maps:
+                nn.init.eye_(linear.weight)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+            self.add_module(role, nn.ModuleList(maps))
 
-    def attend(self, events: Ids, candidates: Ids) -> tuple[Tensor, Tensor]:
-        """``keys, queries``: all that a search needs."""
-        return _split(_lookup(self.shared, _concat(events, candidates)), events)
-
-    def forward(self, events: Ids, candidates: Ids) -> Rows:
-        """All four; keys are the values and queries the targets."""
-        keys, queries = self.attend(events, candidates)
-        return Rows(keys, queries, keys, queries)
+    def forward(self, role: str, rows: Tensor) -> Tensor:
+        """(n, width of the tables) -> (n, A) or (n, R)."""
+        parts = rows.split(self.widths, dim=-1)
+        maps = self.get_submodule(role)
+        return torch.cat([linear(part) for linear, part in zip(maps, parts, strict=True)], dim=-1)
 
 
-Tables = DecoupledTables | SharedTables
+def _side(field: FieldConfig, roles: tuple[Role, ...], sharing: Sharing) -> tuple[int, float]:
+    """Width and start of a field's table that serves ``roles``."""
+    attends, represents = (
+        "keys" in roles or "queries" in roles,
+        "values" in roles or "targets" in roles,
+    )
+    if attends and represents:
+        # maps may change the width
+        for what in ("init_std",) if sharing == "projected" else ("dim", "init_std"):
+            attention = getattr(field, f"attention_{what}")
+            representation = getattr(field, f"representation_{what}")
+            if attention != representation:
+                raise ValueError(
+                    f"Shared tables serve both tasks, but field {field.name!r} has "
+                    f"attention_{what} {attention} and representation_{what} {representation}. "
+                    "Make them equal, or take sharing='decoupled'."
+                )
+    if represents:
+        return field.representation_dim, field.representation_init_std
+    return field.attention_dim, field.attention_init_std
+
+
+def _look_up_roles(
+    bags: nn.Module, roles: list[Role], events: Ids, candidates: Ids
+) -> dict[str, Tensor]:
+    """One lookup: events first, then candidates, each only where a role wants them."""
+    of_events = [role for role in roles if role in EVENT_ROLES]
+    of_candidates = [role for role in roles if role not in EVENT_ROLES]
+    parts = [ids for ids, asked in ((events, of_events), (candidates, of_candidates)) if asked]
+    rows = _lookup(bags, {name: torch.cat([ids[name] for ids in parts]) for name in events})
+    count = len(next(iter(events.values()))) if of_events else 0
+    return dict.fromkeys(of_events, rows[:count]) | dict.fromkeys(of_candidates, rows[count:])
 
 
 def initialize_shard_(
@@ -149,15 +230,16 @@ def initialize_shard_(
 
 
 @torch.no_grad()
-def initialize_tables_(tables: Tables, seed: int) -> None:
+def initialize_tables_(tables: EventTables, seed: int) -> None:
     """Starts the tables of an unsharded model; sharded ones: ``sharding.apply``."""
-    for name, weight in tables.named_parameters():
-        table = name.split(".")[-2]
-        initialize_shard_(weight, table, tables.init_std[table], seed)
+    for collection in tables.roles:
+        for name, weight in tables.get_submodule(collection).named_parameters():
+            table = name.split(".")[-2]
+            initialize_shard_(weight, table, tables.init_std[table], seed)
 
 
 def _collection(
-    tables: dict[str, tuple[FieldConfig, int]], device: torch.device | None
+    tables: dict[str, tuple[FieldConfig, int, float]], device: torch.device | None
 ) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(
         device=device,
@@ -168,18 +250,9 @@ def _collection(
                 num_embeddings=field.num_embeddings,
                 feature_names=[field.name],
             )
-            for name, (field, width) in tables.items()
+            for name, (field, width, _) in tables.items()
         ],
     )
-
-
-def _concat(events: Ids, candidates: Ids) -> Ids:
-    return {name: torch.cat([ids, candidates[name]]) for name, ids in events.items()}
-
-
-def _split(rows: Tensor, events: Ids) -> tuple[Tensor, Tensor]:
-    count = next(iter(events.values())).numel()
-    return rows[:count], rows[count:]
 
 
 def _lookup(bags: EmbeddingBagCollection, ids: Ids) -> Tensor:
@@ -190,6 +263,9 @@ def _lookup(bags: EmbeddingBagCollection, ids: Ids) -> Tensor:
     """
     keys = list(ids)
     values = torch.cat(list(ids.values()))
-    out = bags(KeyedJaggedTensor(keys=keys, values=values, lengths=torch.ones_like(values)))
+    # TorchRec knows no batch without bags: nothing is looked up as one empty bag
+    lengths = torch.ones_like(values) if len(values) else values.new_zeros(len(keys))
+    out = bags(KeyedJaggedTensor(keys=keys, values=values, lengths=lengths))
     # a sharded collection may answer in another order
-    return out.values() if out.keys() == keys else torch.cat([out[key] for key in keys], dim=1)
+    rows = out.values() if out.keys() == keys else torch.cat([out[key] for key in keys], dim=1)
+    return rows if len(values) else rows[:0]

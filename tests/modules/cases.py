@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, KeyedTensor
 
 from modules.loss import Losses, ranking_losses
-from modules.ranker import LifelongRanker, RankerConfig, RankerOutput
+from modules.ranker import LifelongRanker, RankerOutput
+from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
 
 FIELDS = (
@@ -103,7 +104,7 @@ def _whole(numbers: list[int]) -> Tensor:
 
 def fields_for(sharing: str) -> tuple[FieldConfig, ...]:
     """Shared tables have one width per field; the fields still differ from each other."""
-    if sharing == "decoupled":
+    if sharing != "shared":
         return FIELDS
     return tuple(dataclasses.replace(f, representation_dim=f.attention_dim) for f in FIELDS)
 
@@ -136,8 +137,8 @@ def make_ranker(
 
 def with_float64_tables(ranker: LifelongRanker) -> LifelongRanker:
     """TorchRec's unsharded collection rounds its rows to float32; this one does not."""
-    for name, bags in ranker.tables.named_children():
-        setattr(ranker.tables, name, Float64Bags(bags))
+    for name in ranker.tables.roles:
+        setattr(ranker.tables, name, Float64Bags(ranker.tables.get_submodule(name)))
     return ranker
 
 

@@ -6,6 +6,7 @@ class TestSearch(SearchConformance): ...
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,10 @@ class Log:
     """(R,) events of each history."""
     counts: Tensor
     """(R,) candidates of each request."""
+    event_category: Tensor
+    """(N,)."""
+    candidate_category: Tensor
+    """(S,)."""
 
     def spans(self) -> list[tuple[int, int]]:
         """First event and number of events of each candidate's history."""
@@ -53,6 +58,21 @@ class Log:
             self.keys[event : event + length],
             length[None],
             count[None],
+            self.event_category[event : event + length],
+            self.candidate_category[candidate : candidate + count],
+        )
+
+    def seen_by(self, candidate: int) -> Log:
+        """A batch of this candidate and its history alone."""
+        first, length = self.spans()[candidate]
+        one, own = slice(candidate, candidate + 1), slice(first, first + length)
+        return Log(
+            self.queries[one],
+            self.keys[own],
+            torch.tensor([length]),
+            torch.ones(1, dtype=torch.int64),
+            self.event_category[own],
+            self.candidate_category[one],
         )
 
 
@@ -63,8 +83,14 @@ class SearchUnit:
     name: str
     select: Callable[[Log, int], Selection]
     """Keeps at most k events for each candidate."""
-    preference: Callable[[Tensor, Tensor], Tensor]
-    """(A,) query and (n, A) keys of one history in time order -> (n,): the k highest are kept."""
+    preference: Callable[[Log], Tensor]
+    """One candidate and its history of n events in time order -> (n,): the k highest are kept,
+    those at -inf never."""
+
+    def allowed(self, log: Log) -> list[int]:
+        """Events of each candidate's history that may be kept."""
+        preferences = [self.preference(log.seen_by(c)) for c in range(len(log.queries))]
+        return [int((preference > -torch.inf).sum()) for preference in preferences]
 
 
 def draw_log(
@@ -76,6 +102,8 @@ def draw_log(
         torch.randn(sum(lengths), width, generator=draws),
         torch.tensor(lengths),
         torch.tensor(counts),
+        torch.randint(0, 3, (sum(lengths),), generator=draws),
+        torch.randint(0, 3, (sum(counts),), generator=draws),
     )
 
 
@@ -99,19 +127,22 @@ class SearchConformance:
     def test_padding_never_wins(self, unit: SearchUnit, scale: float) -> None:
         # every real score is far below zero
         log = draw_log()
-        log = Log(torch.ones_like(log.queries), -scale * log.keys.abs(), log.lengths, log.counts)
-        for chosen, (first, length) in zip(
-            chosen_rows(unit.select(log, K)), log.spans(), strict=True
+        log = dataclasses.replace(
+            log, queries=torch.ones_like(log.queries), keys=-scale * log.keys.abs()
+        )
+        for chosen, (first, length), allowed in zip(
+            chosen_rows(unit.select(log, K)), log.spans(), unit.allowed(log), strict=True
         ):
-            assert len(chosen) == min(K, length)
+            assert len(chosen) == min(K, allowed)
             assert all(first <= row < first + length for row in chosen)
 
     def test_no_more_than_k_events_are_all_kept(self, unit: SearchUnit) -> None:
         log = draw_log(lengths=(0, 1, 2, K - 1, K), counts=(1, 1, 2, 3, 1))
-        for chosen, (first, length) in zip(
-            chosen_rows(unit.select(log, K)), log.spans(), strict=True
+        for chosen, (first, length), allowed in zip(
+            chosen_rows(unit.select(log, K)), log.spans(), unit.allowed(log), strict=True
         ):
-            assert sorted(chosen) == list(range(first, first + length))
+            assert len(set(chosen)) == len(chosen) == allowed
+            assert set(chosen) <= set(range(first, first + length))
 
     def test_the_selection_is_k_wide_and_zero_where_not_valid(self, unit: SearchUnit) -> None:
         log = draw_log()
@@ -141,6 +172,7 @@ class SearchConformance:
         log = draw_log(lengths=(K + 4, K), counts=(2, 1))
         # the first history: one event K + 4 times
         log.keys[: K + 4] = log.keys[0].clone()
+        log.event_category[:] = log.candidate_category[:] = 1
         for chosen in chosen_rows(unit.select(log, K)):
             assert len(set(chosen)) == K
 
@@ -181,12 +213,14 @@ class SearchConformance:
 def assert_keeps_the_best(unit: SearchUnit, log: Log, k: int) -> None:
     """Against ``torch.topk`` on each candidate's own history. Preferences are compared, not rows:
     which of two equal events is kept is open."""
-    candidates = zip(log.queries, chosen_rows(unit.select(log, k)), log.spans(), strict=True)
-    for query, chosen, (first, length) in candidates:
-        preference = unit.preference(query, log.keys[first : first + length])
+    for number, (chosen, (first, length)) in enumerate(
+        zip(chosen_rows(unit.select(log, k)), log.spans(), strict=True)
+    ):
+        preference = unit.preference(log.seen_by(number))
+        allowed = int((preference > -torch.inf).sum())
         assert all(first <= row < first + length for row in chosen)
         assert len(set(chosen)) == len(chosen)
         torch.testing.assert_close(
             preference[torch.tensor(chosen, dtype=torch.int64) - first],
-            preference.topk(min(k, length)).values,
+            preference.topk(min(k, allowed)).values,
         )

@@ -3,16 +3,19 @@ r"""The ranker once more, from the formulas, one candidate and one event at a ti
 It shares nothing with ``modules/`` but the names of the parameters and the hash that gives a
 request its random start. For a candidate v with history events 1..n:
 
+* rows   k_j, r_j of an event and q, v of a candidate from the tables that serve these roles;
+  projected: each by a matrix for each field, or by one matrix and a bias
 * score  s_j = <q_s, k_js> / sqrt(d_s) + <q_t, k_jt> / sqrt(d_t), each a sum over the semantic and
-  the other fields; cosine: temperature * cos(q_s, k_js) in place of the first term
-* top    the min(K, n) best
+  the other fields; cosine: temperature * cos(q_s, k_js) in place of the first term; mlp: a network
+  of [q; k; q - k; q * k], by the width; category_filled: without the category
+* top    the min(K, n) best by the score, or by what the search goes by (see ``found``)
 * h      sum over top of softmax(s)_j * r_j; zeros without history
-* x      [r_v; h] and, target-aware, r_v * h
+* x      [r_v; h] and, target-aware, r_v * h; then the same of the h of the last W events
 * head   batch norm, then (linear, PReLU) for each hidden layer, then two logits (click, no click)
 * aux    a second head on the same x with h over all events (full), or over the top and M others,
          whose scores get + ln((n - K) / M) (sampled)
-* loss   mean over candidates of -log softmax(logits)[label], of both heads, plus L2 of both heads
-         without their biases
+* loss   mean over candidates of -log softmax(logits)[label], of both heads, plus L2 of all but
+         tables, biases and temperature
 """
 
 from __future__ import annotations
@@ -24,12 +27,37 @@ import torch
 from torch import Tensor
 
 from modules.random import uniform
-from modules.ranker import RankerConfig
+from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
 from tests.modules.cases import Request
+from tests.modules.clustering import recursive_k_means
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1
+TABLES = {
+    # key of an event, query of a candidate, value of an event, target of a candidate
+    "decoupled": ("attention", "attention", "representation", "representation"),
+    "shared": ("shared", "shared", "shared", "shared"),
+    "projected": ("shared", "shared", "shared", "shared"),
+    "three": ("attention_event", "attention_candidate", "representation", "representation"),
+    "four": (
+        "attention_event",
+        "attention_candidate",
+        "representation_event",
+        "representation_candidate",
+    ),
+}
+ROLES = ("keys", "queries", "values", "targets")
+Row = dict[str, int]
+
+
+class Seen(NamedTuple):
+    """A history as one candidate sees it: events, or clusters of them."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    scores: list[Tensor]
+    ages: list[int]
 
 
 class Answer(NamedTuple):
@@ -61,7 +89,7 @@ class Reference:
         self.statistics: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
         for name, tensor in state.items():
-            is_statistic = "running_" in name or "num_batches" in name
+            is_statistic = "running_" in name or "num_batches" in name or "planes" in name
             copies = self.statistics if is_statistic else self.parameters
             copies[name] = tensor.detach().double().clone().requires_grad_(not is_statistic)
 
@@ -70,17 +98,22 @@ class Reference:
         inputs, auxiliary_inputs, recency, weights = [], [], [], []
         for request in requests:
             for rank, candidate in enumerate(request.candidates):
-                scores = [self.score(candidate, event) for event in request.events]
-                top = sorted(range(len(scores)), key=lambda j: -scores[j].item())
-                top = top[: self.config.top_k]
-                interest, weight = self.pool(request, top, [scores[j] for j in top])
-                inputs.append(self.features(candidate, interest))
-                recency.append([len(scores) - j for j in top])
+                query, target = self.vector("queries", candidate), self.vector("targets", candidate)
+                events = self.events(request, query)
+                seen = self.clustered(events, query) if self.config.search == "clusters" else events
+                top = self.found(request, candidate, query, seen)
+                interest, weight = self.interest(query, seen, top)
+                interests = [interest]
+                if self.config.short_window:
+                    last = list(range(len(events.ages)))[::-1][: self.config.short_window]
+                    interests.append(self.pool(events, last)[0])
+                inputs.append(self.features(target, interests))
+                recency.append([seen.ages[j] for j in top])
                 weights.append([w.item() for w in weight])
                 if self.has_auxiliary():
                     start = uniform(seed, request.number, rank).item()
-                    pooled = self.auxiliary_interest(request, scores, top, start)
-                    auxiliary_inputs.append(self.features(candidate, pooled))
+                    pooled = self.auxiliary_interest(query, seen, top, start)
+                    auxiliary_inputs.append(self.features(target, [pooled]))
         labels = [label for request in requests for label in request.labels]
         outputs = self.head("head", inputs)
         main = cross_entropy(outputs, labels)
@@ -103,55 +136,167 @@ class Reference:
     def has_auxiliary(self) -> bool:
         return self.training and self.config.auxiliary != "none"
 
-    def row(self, side: str, field: FieldConfig, one: dict[str, int]) -> Tensor:
-        table = side if self.config.sharing == "decoupled" else "shared"
-        name = f"tables.{table}.embedding_bags.{table}_{field.name}.weight"
-        return self.parameters[name][one[field.name]]
+    def vector(self, role: str, one: Row) -> Tensor:
+        """Row of an event or a candidate in one of the four roles, semantic fields first."""
+        table = TABLES[self.config.sharing][ROLES.index(role)]
+        rows = [
+            self.parameters[f"tables.{table}.embedding_bags.{table}_{f.name}.weight"][one[f.name]]
+            for f in self.semantic + self.other
+        ]
+        if self.config.sharing != "projected":
+            return torch.cat(rows)
+        maps = f"tables.projections.{role}"
+        if self.config.projection == "event":
+            weight, bias = (self.parameters[f"{maps}.0.{name}"] for name in ("weight", "bias"))
+            return weight @ torch.cat(rows) + bias
+        return torch.cat(
+            [self.parameters[f"{maps}.{i}.weight"] @ row for i, row in enumerate(rows)]
+        )
 
-    def representation(self, one: dict[str, int]) -> Tensor:
-        return torch.cat([self.row("representation", f, one) for f in self.semantic + self.other])
+    def events(self, request: Request, query: Tensor) -> Seen:
+        keys = [self.vector("keys", event) for event in request.events]
+        return Seen(
+            keys,
+            [self.vector("values", event) for event in request.events],
+            [self.score(query, key) for key in keys],
+            list(range(len(keys), 0, -1)),
+        )
 
-    def score(self, candidate: dict[str, int], event: dict[str, int]) -> Tensor:
-        def dot(a: dict[str, int], b: dict[str, int], fields: list[FieldConfig]) -> Tensor:
-            return sum(
-                (self.row("attention", f, a) * self.row("attention", f, b)).sum() for f in fields
+    def clustered(self, events: Seen, query: Tensor) -> Seen:
+        """Means of the members; ln n is added to the score of a cluster of n."""
+        width = sum(f.attention_dim for f in self.semantic)
+        clusters = recursive_k_means([key[:width].tolist() for key in events.keys])
+        keys = [torch.stack([events.keys[j] for j in c]).mean(0) for c in clusters]
+        return Seen(
+            keys,
+            [torch.stack([events.values[j] for j in c]).mean(0) for c in clusters],
+            [self.score(query, k) + math.log(len(c)) for k, c in zip(keys, clusters, strict=True)],
+            [round(sum(events.ages[j] for j in c) / len(c)) for c in clusters],
+        )
+
+    def scaled(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Semantic and other part; the dot product of both parts of two vectors is their score."""
+        fields = self.semantic + self.other
+        parts = dict(
+            zip(
+                [f.name for f in fields],
+                vector.split([f.attention_dim for f in fields]),
+                strict=True,
             )
-
-        semantic = dot(candidate, event, self.semantic)
+        )
+        if self.config.search == "category_filled":
+            del parts["category"]
+        semantic = torch.cat([parts[f.name] for f in self.semantic if f.name in parts])
+        other = torch.cat([parts[f.name] for f in self.other])
         if self.config.score == "cosine":
-            norms = dot(candidate, candidate, self.semantic) * dot(event, event, self.semantic)
-            semantic = self.parameters["score.temperature"][0] * semantic / norms.sqrt()
+            semantic = semantic / semantic.norm() * self.parameters["score.temperature"][0].sqrt()
         else:
-            semantic = semantic / math.sqrt(sum(f.attention_dim for f in self.semantic))
-        width = sum(f.attention_dim for f in self.other)
-        return semantic + dot(candidate, event, self.other) / math.sqrt(width)
+            semantic = semantic / len(semantic) ** 0.25
+        return semantic, other / len(other) ** 0.25
+
+    def score(self, query: Tensor, key: Tensor) -> Tensor:
+        if self.config.score == "mlp":
+            hidden = self.linear("score.first", torch.cat([query, key, query - key, query * key]))
+            slope = self.parameters["score.activation.weight"][0]
+            hidden = torch.where(hidden > 0, hidden, slope * hidden)
+            return self.linear("score.second", hidden)[0] / len(query)
+        one, other = self.scaled(query), self.scaled(key)
+        return (one[0] * other[0]).sum() + (one[1] * other[1]).sum()
+
+    def found(self, request: Request, candidate: Row, query: Tensor, seen: Seen) -> list[int]:
+        """Positions of the chosen events, best first."""
+        positions, kind = range(len(seen.keys)), self.config.search
+        hits = [event["category"] == candidate["category"] for event in request.events]
+        if kind == "all":
+            return []
+        if kind == "category":
+            positions = [j for j in positions if hits[j]]
+        order = {
+            "exact": lambda j: (seen.scores[j].item(),),
+            "clusters": lambda j: (seen.scores[j].item(),),
+            "recent": lambda j: (j,),
+            "category": lambda j: (j,),
+            "category_filled": lambda j: (hits[j], j),
+            "simhash": lambda j: (self.agreement(query, seen.keys[j]), j),
+            "soft": lambda j: (self.soft_score(query, seen.keys[j]).item(),),
+        }[kind]
+        return sorted(positions, key=order, reverse=True)[: self.config.top_k]
+
+    def signs(self, vector: Tensor, planes: str) -> Tensor:
+        semantic, other = self.scaled(vector)
+        hashed = semantic if not self.config.hash_recency else torch.cat([semantic, other])
+        return hashed.detach() @ self.statistics[planes] > 0
+
+    def agreement(self, query: Tensor, key: Tensor) -> int:
+        bits = zip(
+            self.signs(query, "search.planes"), self.signs(key, "search.planes"), strict=True
+        )
+        return sum(int(a) == int(b) for a, b in bits)
+
+    def soft_score(self, query: Tensor, key: Tensor) -> Tensor:
+        of_query = self.parameters["search.query_map.weight"] @ query
+        return (of_query * (self.parameters["search.key_map.weight"] @ key)).sum()
+
+    def interest(self, query: Tensor, seen: Seen, top: list[int]) -> tuple[Tensor, list[Tensor]]:
+        everything = list(range(len(seen.keys)))
+        if self.config.search != "all":
+            return self.pool(seen, top)
+        if self.config.pooling == "attention":
+            return self.pool(seen, everything)[0], []
+        if self.config.pooling == "mean":
+            return sum(seen.values, self.zeros()) / max(1, len(seen.values)), []
+        return self.collided(query, seen), []
+
+    def collided(self, query: Tensor, seen: Seen) -> Tensor:
+        groups, bits = self.config.hash_groups, self.config.hash_group_bits
+        interest, code = self.zeros(), self.signs(query, "collisions.planes")
+        codes = [self.signs(key, "collisions.planes") for key in seen.keys]
+        for g in range(groups):
+            part = slice(g * bits, (g + 1) * bits)
+            summed = self.zeros()
+            for other, value in zip(codes, seen.values, strict=True):
+                if torch.equal(other[part], code[part]):
+                    summed = summed + value
+            if summed.any():
+                interest = interest + summed / summed.norm() / groups
+        return interest
+
+    def zeros(self) -> Tensor:
+        width = sum(f.representation_dim for f in self.semantic + self.other)
+        return torch.zeros(width, dtype=torch.float64)
 
     def pool(
-        self, request: Request, positions: list[int], scores: list[Tensor]
+        self, seen: Seen, positions: list[int], scores: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Softmax of ``scores``, and with it the sum of the representations of ``positions``."""
+        """Softmax of ``scores``, and with it the sum of the values at ``positions``."""
+        scores = [seen.scores[j] for j in positions] if scores is None else scores
         exponentials = [score.exp() for score in scores]
         weights = [exponential / sum(exponentials) for exponential in exponentials]
-        pooled = torch.zeros_like(self.representation(request.candidates[0]))
+        pooled = self.zeros()
         for position, weight in zip(positions, weights, strict=True):
-            pooled = pooled + weight * self.representation(request.events[position])
+            pooled = pooled + weight * seen.values[position]
         return pooled, weights
 
-    def auxiliary_interest(
-        self, request: Request, scores: list[Tensor], top: list[int], start: float
-    ) -> Tensor:
+    def auxiliary_interest(self, query: Tensor, seen: Seen, top: list[int], start: float) -> Tensor:
+        everything = list(range(len(seen.keys)))
+        if self.config.search in ("category", "category_filled"):
+            return self.pool(seen, top)[0]
+        if self.config.search == "soft":
+            terms = (self.soft_score(query, seen.keys[j]) * seen.values[j] for j in everything)
+            return sum(terms, self.zeros())
         if self.config.auxiliary == "full":
-            return self.pool(request, list(range(len(scores))), scores)[0]
-        rest = [j for j in range(len(scores)) if j not in top]
+            return self.pool(seen, everything)[0]
+        rest = [j for j in everything if j not in top]
         others = systematic_sample(rest, self.config.auxiliary_others, start)
         correction = math.log(len(rest) / len(others)) if others else 0.0
-        corrected = [scores[j] for j in top] + [scores[j] + correction for j in others]
-        return self.pool(request, top + others, corrected)[0]
+        corrected = [seen.scores[j] for j in top] + [seen.scores[j] + correction for j in others]
+        return self.pool(seen, top + others, corrected)[0]
 
-    def features(self, candidate: dict[str, int], interest: Tensor) -> Tensor:
-        target = self.representation(candidate)
-        parts = [target, interest]
-        return torch.cat([*parts, target * interest] if self.config.target_aware else parts)
+    def features(self, target: Tensor, interests: list[Tensor]) -> Tensor:
+        parts = [target, *interests]
+        if self.config.target_aware:
+            parts += [target * interest for interest in interests]
+        return torch.cat(parts)
 
     def head(self, prefix: str, inputs: list[Tensor]) -> list[Tensor]:
         """(click, no click) for each input."""
@@ -189,7 +334,7 @@ class Reference:
         return sum(
             (p**2).sum()
             for name, p in self.parameters.items()
-            if name.startswith(("head.", "auxiliary_head.")) and "bias" not in name
+            if "bias" not in name and "embedding_bags" not in name and name != "score.temperature"
         )
 
 

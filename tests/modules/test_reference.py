@@ -123,6 +123,73 @@ def test_a_prediction_is_that_of_the_formulas(
     assert_all_close(dict(ranker.named_buffers()), before)
 
 
+SHARINGS = ("decoupled", "shared", "projected", "three", "four")
+MODELS = {
+    "category": {"search": "category"},
+    "category, no auxiliary": {"search": "category", "auxiliary": "none"},
+    "category filled": {"search": "category_filled", "score": "dot"},
+    "category filled, cosine": {"search": "category_filled", "auxiliary": "none"},
+    "recent": {"search": "recent"},
+    "recent, sampled": {"search": "recent", "auxiliary": "sampled"},
+    "soft": {"search": "soft"},
+    "simhash": {"search": "simhash", "hash_bits": 16},
+    "simhash, dot": {"search": "simhash", "score": "dot", "auxiliary": "sampled"},
+    "simhash, items": {"search": "simhash", "hash_recency": False, "auxiliary": "none"},
+    "clusters": {"search": "clusters"},
+    "clusters, dot": {"search": "clusters", "score": "dot", "auxiliary": "none"},
+    "all": {"search": "all", "auxiliary": "none"},
+    "mlp": {"score": "mlp"},
+    "mlp, sampled": {"score": "mlp", "auxiliary": "sampled"},
+    "mlp, all": {"score": "mlp", "search": "all", "auxiliary": "none"},
+}
+WHOLE = {
+    "collisions": {"pooling": "collisions", "score": "dot"},
+    "collisions, cosine": {"pooling": "collisions", "hash_groups": 5, "hash_group_bits": 2},
+    "mean": {"pooling": "mean"},
+}
+windows = pytest.mark.parametrize("short_window", [0, 3])
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("model", MODELS)
+@windows
+def test_every_model_trains_as_its_formulas(model: str, sharing: str, short_window: int) -> None:
+    changes = {"score": "cosine"} | MODELS[model]
+    config = make_config(sharing=sharing, short_window=short_window, **changes)
+    assert_trains_as(make_ranker(config), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("model", WHOLE)
+@windows
+def test_every_pooling_trains_as_its_formula(model: str, short_window: int) -> None:
+    changes = {"score": "cosine", "search": "all", "auxiliary": "none"} | WHOLE[model]
+    config = make_config(sharing="shared", short_window=short_window, **changes)
+    assert_trains_as(make_ranker(config), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("auxiliary", ["full", "sampled"])
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_projected_events_and_short_windows_train_as_the_formulas(
+    auxiliary: str, sharing: str
+) -> None:
+    config = make_config(
+        auxiliary=auxiliary, sharing=sharing, projection="event", short_window=5, score="cosine"
+    )
+    assert_trains_as(make_ranker(config), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("model", [*MODELS, *WHOLE])
+def test_every_model_predicts_as_its_formulas(model: str) -> None:
+    changes = {"score": "cosine", "sharing": "decoupled"} | MODELS.get(model, {})
+    if model in WHOLE:
+        changes |= {"search": "all", "auxiliary": "none", "sharing": "shared"} | WHOLE[model]
+    ranker, requests = make_ranker(make_config(**changes)).eval(), make_requests()
+    answer = reference_of(ranker).answer(requests)
+    output = ranker(**pack(requests))
+    assert_close(output.logits, answer.logits, "logits")
+    assert_chosen_close(output.recency, output.weights, answer, 1e-10)
+
+
 @auxiliaries
 def test_a_batch_without_any_history_trains_as_the_formulas(auxiliary: str) -> None:
     assert_trains_as(make_ranker(make_config(auxiliary=auxiliary)), 1e-10, lengths=(0, 0, 0))

@@ -2,22 +2,115 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modules.jagged import blocks, first_rows
 from modules.random import uniform
-from modules.search import Selection, sample_others, top_k
-from tests.modules.conformance import Log, SearchConformance, SearchUnit
+from modules.score import MLPScore, Score
+from modules.search import Histories, Selection, sample_others
+from modules.search_units import (
+    CategorySearch,
+    ExactSearch,
+    RecentSearch,
+    Search,
+    SimHashSearch,
+    SoftSearch,
+    hyperplanes,
+)
+from modules.tables import FieldConfig
+from tests.modules.conformance import Log, SearchConformance, SearchUnit, draw_log
+
+WIDTH, BITS = 8, 24
+FIELDS = (
+    FieldConfig(name="item", num_embeddings=9, attention_dim=5),
+    FieldConfig(name="recency", num_embeddings=9, attention_dim=3, semantic=False),
+)
+SCORES = {"dot": Score(FIELDS), "cosine": Score(FIELDS, "cosine", 3.0), "mlp": MLPScore(FIELDS)}
+SOFT = SoftSearch(WIDTH)
+with torch.no_grad():
+    for weight in SOFT.parameters():
+        weight.normal_(generator=torch.Generator().manual_seed(1))
+SIMHASH = SimHashSearch(WIDTH, BITS)
 
 
-def select_top_k(log: Log, k: int) -> Selection:
-    batch = blocks(log.lengths, log.counts, log.keys.device)
-    return top_k(log.queries, log.keys, batch, k)
+def selecting(search: Search, score: str = "dot") -> Callable[[Log, int], Selection]:
+    """The search as the suite calls it."""
+
+    def select(log: Log, k: int) -> Selection:
+        histories = Histories(
+            events={"category": log.event_category},
+            candidates={"category": log.candidate_category},
+            blocks=list(blocks(log.lengths, log.counts, log.keys.device)),
+            first_row=first_rows(log.lengths).repeat_interleave(log.counts),
+            length=log.lengths.repeat_interleave(log.counts),
+        )
+        return search(histories, lambda: (log.keys, log.queries), SCORES[score], k)
+
+    return select
 
 
-UNITS = [SearchUnit("exact", select_top_k, lambda query, keys: keys @ query)]
+def by_score(score: str) -> Callable[[Log], Tensor]:
+    """Scores by hand."""
+
+    def preference(log: Log) -> Tensor:
+        (query,) = log.queries
+        if score == "mlp":
+            return SCORES["mlp"](log.queries, log.keys)[0]
+        semantic, other = log.keys[:, :5] @ query[:5] / 5**0.5, log.keys[:, 5:] @ query[5:] / 3**0.5
+        if score == "cosine":
+            semantic = 3 * F.cosine_similarity(log.keys[:, :5], query[None, :5])
+        return semantic + other
+
+    return preference
+
+
+def by_time(log: Log) -> Tensor:
+    return torch.arange(len(log.keys)).float()
+
+
+def by_category(log: Log) -> Tensor:
+    hit = log.event_category == log.candidate_category
+    return torch.where(hit, by_time(log), -torch.inf)
+
+
+def by_category_then_time(log: Log) -> Tensor:
+    return (log.event_category == log.candidate_category) * len(log.keys) + by_time(log)
+
+
+def by_own_product(log: Log) -> Tensor:
+    query = SOFT.query_map.weight @ log.queries[0]
+    return ((SOFT.key_map.weight @ log.keys.T).T * query).sum(1)
+
+
+def by_hamming_distance(log: Log) -> Tensor:
+    """Of codes in Python's integers, with the latest of equals first."""
+    scale = torch.tensor([5**-0.25] * 5 + [3**-0.25] * 3)
+
+    def code(row: Tensor) -> int:
+        signs = (row * scale) @ SIMHASH.planes > 0
+        return sum(2**bit for bit, sign in enumerate(signs.tolist()) if sign)
+
+    query = code(log.queries[0])
+    distances = torch.tensor([float((query ^ code(key)).bit_count()) for key in log.keys])
+    return -distances * (len(log.keys) + 1) + by_time(log)
+
+
+UNITS = [
+    SearchUnit("exact", selecting(ExactSearch()), by_score("dot")),
+    SearchUnit("exact, cosine", selecting(ExactSearch(), "cosine"), by_score("cosine")),
+    SearchUnit("exact, mlp", selecting(ExactSearch(), "mlp"), by_score("mlp")),
+    SearchUnit("recent", selecting(RecentSearch()), by_time),
+    SearchUnit("category", selecting(CategorySearch(fill=False)), by_category),
+    SearchUnit("category, filled", selecting(CategorySearch(fill=True)), by_category_then_time),
+    SearchUnit("simhash", selecting(SIMHASH), by_hamming_distance),
+    SearchUnit("soft", selecting(SOFT), by_own_product),
+]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
@@ -27,8 +120,37 @@ class TestSearch(SearchConformance):
 
 def test_exact_search_answers_best_first() -> None:
     # one history 5 3 4, one candidate
-    log = Log(torch.ones(1, 1), torch.tensor([[5.0], [3.0], [4.0]]), *torch.tensor([[3], [1]]))
-    assert select_top_k(log, 3).rows.tolist() == [[0, 2, 1]]
+    log = draw_log(lengths=(3,), counts=(1,))
+    keys = torch.zeros(3, WIDTH)
+    keys[:, 0] = torch.tensor([5.0, 3.0, 4.0])
+    log = dataclasses.replace(log, queries=torch.ones(1, WIDTH), keys=keys)
+    assert selecting(ExactSearch())(log, 3).rows.tolist() == [[0, 2, 1]]
+
+
+def test_a_search_without_scores_looks_nothing_up() -> None:
+    log = draw_log()
+
+    def refuse() -> tuple[Tensor, Tensor]:
+        raise AssertionError("looked up")
+
+    for search in (RecentSearch(), CategorySearch(fill=True)):
+        histories = Histories(
+            {"category": log.event_category},
+            {"category": log.candidate_category},
+            list(blocks(log.lengths, log.counts, log.keys.device)),
+            first_rows(log.lengths).repeat_interleave(log.counts),
+            log.lengths.repeat_interleave(log.counts),
+        )
+        assert search(histories, refuse, SCORES["dot"], 4).valid.any()
+
+
+def test_a_bit_agrees_as_often_as_the_angle_says() -> None:
+    # 1 - theta / pi, with a standard error of 0.5 / sqrt(20,000) = 0.0035
+    planes = hyperplanes(WIDTH, 20_000)
+    one, other = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+    agree = ((one @ planes > 0) == (other @ planes > 0)).float().mean()
+    angle = F.cosine_similarity(one, other, dim=0).acos()
+    assert abs(agree - (1 - angle / torch.pi)) < 4 * 0.0035
 
 
 CASES = [

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor, KeyedTensor
 
 from modules.tables import (
-    DecoupledTables,
+    COLLECTIONS,
+    EventTables,
     FieldConfig,
-    SharedTables,
     initialize_shard_,
     initialize_tables_,
 )
@@ -38,9 +38,25 @@ def sides_equal(field: FieldConfig) -> FieldConfig:
     )
 
 
-def make(kind: type[nn.Module]) -> nn.Module:
+SIDES = {
+    # tables of keys, queries, values, targets
+    "decoupled": ("attention", "attention", "representation", "representation"),
+    "shared": ("shared", "shared", "shared", "shared"),
+    "three": ("attention_event", "attention_candidate", "representation", "representation"),
+    "four": (
+        "attention_event",
+        "attention_candidate",
+        "representation_event",
+        "representation_candidate",
+    ),
+}
+
+
+def make(sharing: str, **changes: str) -> EventTables:
     fields = (ITEM, CATEGORY)
-    return kind(fields if kind is DecoupledTables else tuple(map(sides_equal, fields)))
+    if sharing in ("shared", "projected"):
+        fields = tuple(map(sides_equal, fields))
+    return EventTables(fields, sharing, **changes)
 
 
 def table(tables: nn.Module, side: str, field: str) -> Tensor:
@@ -78,7 +94,7 @@ def test_tables_and_seeds_start_differently() -> None:
 
 
 def test_every_table_starts_with_its_own_standard_deviation() -> None:
-    tables = make(DecoupledTables)
+    tables = make("decoupled")
     initialize_tables_(tables, seed=1)
     for side, field, std in (
         ("attention", "item", 0.01),
@@ -93,39 +109,69 @@ def test_every_table_starts_with_its_own_standard_deviation() -> None:
 
 
 def test_an_unsharded_table_starts_as_its_shards_do() -> None:
-    tables = make(SharedTables)
+    tables = make("shared")
     initialize_tables_(tables, seed=6)
     shard = torch.empty(5, 1)
     initialize_shard_(shard, "shared_category", 1.0, 6, row=20, column=1)
     assert torch.equal(table(tables, "shared", "category")[20:25, 1:], shard)
 
 
-@pytest.mark.parametrize(
-    ("kind", "sides"),
-    [(DecoupledTables, ("attention", "representation")), (SharedTables, ("shared", "shared"))],
-)
+@pytest.mark.parametrize(("sharing", "sides"), SIDES.items())
 def test_rows_are_those_of_the_ids_fields_side_by_side(
-    kind: type[nn.Module], sides: tuple[str, str]
+    sharing: str, sides: tuple[str, str, str, str]
 ) -> None:
-    tables = make(kind)
+    tables = make(sharing)
 
     def rows(side: str, ids: dict[str, Tensor]) -> Tensor:
         return torch.cat([table(tables, side, field)[ids[field]] for field in ids], dim=1)
 
-    keys, queries, values, targets = tables(EVENTS, CANDIDATES)
-    assert torch.equal(keys, rows(sides[0], EVENTS))
-    assert torch.equal(queries, rows(sides[0], CANDIDATES))
-    assert torch.equal(values, rows(sides[1], EVENTS))
-    assert torch.equal(targets, rows(sides[1], CANDIDATES))
+    found = tables(EVENTS, CANDIDATES)
+    for role, side in zip(found._fields, sides, strict=True):
+        ids = EVENTS if role in ("keys", "values") else CANDIDATES
+        assert torch.equal(getattr(found, role), rows(side, ids))
     search_keys, search_queries = tables.attend(EVENTS, CANDIDATES)
-    assert torch.equal(search_keys, keys)
-    assert torch.equal(search_queries, queries)
+    assert torch.equal(search_keys, found.keys)
+    assert torch.equal(search_queries, found.queries)
 
 
-@pytest.mark.parametrize("kind", [DecoupledTables, SharedTables])
-def test_no_events_give_no_rows(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("projection", ["field", "event"])
+def test_projections_map_shared_rows_for_each_role(projection: str) -> None:
+    tables = make("projected", projection=projection)
+    plain = EventTables(tuple(map(sides_equal, (ITEM, CATEGORY))), "shared")
+    plain.shared.load_state_dict(tables.shared.state_dict())
+    # they start as the identity
+    for actual, row in zip(tables(EVENTS, CANDIDATES), plain(EVENTS, CANDIDATES), strict=True):
+        torch.testing.assert_close(actual, row)
+    for parameter in tables.projections.parameters():
+        nn.init.normal_(parameter)
+    for role, row in plain(EVENTS, CANDIDATES)._asdict().items():
+        maps = tables.projections.get_submodule(role)
+        parts = row.split([3, 2] if projection == "field" else [5], dim=1)
+        expected = torch.cat(
+            [
+                part @ linear.weight.T + (0 if linear.bias is None else linear.bias)
+                for part, linear in zip(parts, maps, strict=True)
+            ],
+            dim=1,
+        )
+        torch.testing.assert_close(getattr(tables(EVENTS, CANDIDATES), role), expected)
+    keys, queries = tables.attend(EVENTS, CANDIDATES)
+    assert torch.equal(keys, tables(EVENTS, CANDIDATES).keys)
+    assert torch.equal(queries, tables(EVENTS, CANDIDATES).queries)
+
+
+def test_projections_may_change_the_width() -> None:
+    field = dataclasses.replace(ITEM, attention_dim=2)
+    tables = EventTables((field,), "projected")
+    assert table(tables, "shared", "item").shape[1] == 5
+    rows = tables({"item": EVENTS["item"]}, {"item": CANDIDATES["item"]})
+    assert [row.shape[1] for row in rows] == [2, 2, 5, 5]
+
+
+@pytest.mark.parametrize("sharing", COLLECTIONS)
+def test_no_events_give_no_rows(sharing: str) -> None:
     none = {name: ids[:0] for name, ids in EVENTS.items()}
-    keys, queries, values, targets = make(kind)(none, CANDIDATES)
+    keys, queries, values, targets = make(sharing)(none, CANDIDATES)
     assert [len(rows) for rows in (keys, queries, values, targets)] == [0, 2, 0, 2]
 
 
@@ -143,24 +189,35 @@ class Reordered(nn.Module):
 
 
 def test_the_order_of_a_sharded_collection_does_not_matter() -> None:
-    tables = make(DecoupledTables)
+    tables = make("decoupled")
     expected = tables(EVENTS, CANDIDATES)
     tables.attention = Reordered(tables.attention)
     for actual, rows in zip(tables(EVENTS, CANDIDATES), expected, strict=True):
         assert torch.equal(actual, rows)
 
 
-def test_each_table_is_looked_up_once() -> None:
-    tables, calls = make(DecoupledTables), []
-    for name, bags in tables.named_children():
-        bags.register_forward_hook(lambda *_, name=name: calls.append(name))
+@pytest.mark.parametrize("sharing", COLLECTIONS)
+def test_each_table_is_looked_up_once(sharing: str) -> None:
+    tables, calls = make(sharing), []
+    for name in tables.roles:
+        tables.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
     tables(EVENTS, CANDIDATES)
-    assert sorted(calls) == ["attention", "representation"]
+    assert sorted(calls) == sorted(COLLECTIONS[sharing])
+
+
+@pytest.mark.parametrize("sharing", ["decoupled", "three", "four"])
+def test_a_search_reads_attention_tables_alone(sharing: str) -> None:
+    tables, calls = make(sharing), []
+    for name in tables.roles:
+        tables.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    tables.attend(EVENTS, CANDIDATES)
+    assert calls
+    assert all(name.startswith("attention") for name in calls)
 
 
 def test_shared_tables_refuse_two_widths() -> None:
     with pytest.raises(ValueError, match=r"'item'.* 3 .* 5.*sharing='decoupled'"):
-        SharedTables((ITEM, CATEGORY))
+        EventTables((ITEM, CATEGORY), "shared")
 
 
 @pytest.mark.parametrize("name", ["num_embeddings", "attention_dim", "representation_dim"])

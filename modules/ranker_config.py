@@ -1,0 +1,137 @@
+"""What a :class:`modules.ranker.LifelongRanker` is made of, and which parts go together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from modules.score import ScoreKind
+from modules.tables import Projection, Sharing
+
+SearchKind = Literal[
+    "exact", "simhash", "category", "category_filled", "soft", "recent", "clusters", "all"
+]
+Pooling = Literal["attention", "collisions", "mean"]
+Auxiliary = Literal["full", "sampled", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerConfig:
+    """Defaults are DARE's."""
+
+    sharing: Sharing = "decoupled"
+    """decoupled: attention and representation have tables of their own (DARE); shared: one table
+    serves both (TWIN); projected: one table, seen through linear maps; three, four: events and
+    candidates have tables of their own too, in attention alone or in both tasks."""
+    projection: Projection = "field"
+    """projected: one map for each field, without bias, or one for the whole event, with bias."""
+    search: SearchKind = "exact"
+    """How the K events are found. exact: by the score; simhash: by random sign bits (ETA);
+    category: the last of the candidate's category (SIM hard), category_filled: and others where
+    there are fewer (TWIN hard); soft: by a product of its own (SIM soft); recent: the last;
+    clusters: exact, among clusters of events (TWIN-V2); all: no search, every event counts."""
+    pooling: Pooling = "attention"
+    """How events become one interest. attention: softmax of the score; with search all also
+    collisions: by agreeing hashes (SDIM); mean: each event alike."""
+    short_window: int = 0
+    """Last events that a second attention sees, whose interest goes to the head too; 0: none."""
+    score: ScoreKind = "dot"
+    """Of the semantic fields: dot product by the root of their width, or cosine times a learned
+    temperature. mlp: a small network of candidate and event (DIN)."""
+    temperature: float = 6.0
+    """Where the cosine's temperature starts."""
+    top_k: int = 20
+    """Events that the search hands to attention for each candidate (K)."""
+    auxiliary: Auxiliary = "full"
+    """The second loss, through attention over more than the K chosen events. full: over the whole
+    history, as DARE; sampled: over the chosen and a few others; none: no second loss."""
+    auxiliary_others: int = 20
+    """sampled: others drawn for each candidate (M)."""
+    hash_bits: int = 0
+    """simhash: bits of a code (m); 0: twice the attention width."""
+    hash_recency: bool = True
+    """simhash: False hashes the semantic fields alone, so that an item has one code."""
+    hash_groups: int = 16
+    """collisions: groups of hashes (G)."""
+    hash_group_bits: int = 3
+    """collisions: hashes of a group, all of which have to agree."""
+    target_aware: bool = True
+    """Feeds the head the product of candidate and interest too."""
+    hidden: tuple[int, ...] = (200, 80)
+    """Widths of the head's hidden layers."""
+    auxiliary_hidden: tuple[int, ...] = (200,)
+    """Widths of the auxiliary head's hidden layers."""
+    official_init: bool = False
+    """Starts batch-norm gains, PReLU slopes, projections and DIN's network from N(0, 0.01²) too, as
+    the published code does."""
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "auxiliary_others", "hash_groups", "hash_group_bits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("short_window", "hash_bits"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        for name in ("hidden", "auxiliary_hidden"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ValueError(f"{name} widths must be positive, got {getattr(self, name)}.")
+        for name, kind in (
+            ("sharing", Sharing), ("projection", Projection), ("search", SearchKind),
+            ("pooling", Pooling), ("score", ScoreKind), ("auxiliary", Auxiliary),
+        ):  # fmt: skip
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name} is one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}."
+                )
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature}.")
+        self._refuse_what_does_not_go_together()
+
+    def _refuse_what_does_not_go_together(self) -> None:
+        if self.pooling != "attention":
+            if self.search != "all":
+                raise ValueError(
+                    f"pooling={self.pooling!r} is of the whole history: it goes with search='all', "
+                    f"not {self.search!r}."
+                )
+            if self.sharing != "shared":
+                raise ValueError(
+                    f"pooling={self.pooling!r} passes no gradient to attention tables, which would "
+                    f"keep their random start: it goes with sharing='shared', not {self.sharing!r}."
+                )
+        allowed = _AUXILIARIES.get(self.search, get_args(Auxiliary))
+        if self.auxiliary not in allowed:
+            raise ValueError(
+                f"search={self.search!r} goes with auxiliary={' or '.join(map(repr, allowed))}, "
+                f"not {self.auxiliary!r}: {_REASONS[self.search]}."
+            )
+        if self.score == "mlp" and (
+            self.search in ("simhash", "clusters") or self.pooling == "collisions"
+        ):
+            raise ValueError(
+                "score='mlp' is no product of two vectors, which hashes and clusters need: "
+                "take score='dot' or 'cosine'."
+            )
+
+    @property
+    def attended(self) -> int:
+        """Events that each candidate looks up after the search, in training."""
+        others = self.auxiliary_others if self.auxiliary == "sampled" else 0
+        return self.top_k + others + self.short_window
+
+
+_AUXILIARIES: dict[str, tuple[Auxiliary, ...]] = {
+    "category": ("full", "none"),
+    "category_filled": ("full", "none"),
+    "soft": ("full",),
+    "clusters": ("full", "none"),
+    "all": ("none",),
+}
+_REASONS = {
+    "category": "its auxiliary, too, sees the found events alone",
+    "category_filled": "its auxiliary, too, sees the found events alone",
+    "soft": "the search learns through the auxiliary task over the whole history",
+    "clusters": "every event is looked up anyway",
+    "all": "attention sees the whole history already",
+}
