@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from data.collate import GAP, GAP_BUCKETS, RECENCY
-from modules.ranker import RankerConfig
+from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
 from sharding.apply import TableOptimizer
 from sharding.plan import ShardingConfig

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from modules.ranker import RankerConfig
+from modules.ranker_config import RankerConfig
 from sharding.apply import TableOptimizer
 from trainer.experiment import Experiment, FieldWidths
 
@@ -18,30 +19,103 @@ def dare() -> Experiment:
     return Experiment(model=RankerConfig(auxiliary="sampled", score="cosine"), history_length=1600)
 
 
-def twin() -> Experiment:
-    """TWIN: one table for both tasks, which starts small; all else as in ``dare``."""
+def _like_dare(**model: Any) -> Experiment:
     base = dare()
-    return base.changed(
-        model=dataclasses.replace(base.model, sharing="shared"),
-        # representations learn badly from a wide start
-        fields=FieldWidths(attention_init_std=0.01),
-    )
+    return base.changed(model=dataclasses.replace(base.model, **model))
+
+
+def _like_twin(**model: Any) -> Experiment:
+    return _like_dare(**{"sharing": "shared"} | model)
+
+
+def twin() -> Experiment:
+    """TWIN: one table for both tasks; all else as in ``dare``."""
+    return _like_twin()
+
+
+def twin_without_tr() -> Experiment:
+    """TWIN without target-aware representation: the head sees no product with the candidate."""
+    return _like_twin(target_aware=False)
+
+
+def twin_hard() -> Experiment:
+    """TWIN (hard): the last events of the candidate's category, filled up with others."""
+    return _like_twin(search="category_filled", auxiliary="full")
+
+
+def twin_projected() -> Experiment:
+    """TWIN with projections: four bias-free linear maps of each field's one table."""
+    return _like_twin(sharing="projected")
+
+
+def twin_projected_event() -> Experiment:
+    """TWIN with projections after concatenation: four linear maps of the whole event."""
+    return _like_twin(sharing="projected", projection="event")
+
+
+def twin_three() -> Experiment:
+    """Three tables: attention of events, attention of candidates, representation."""
+    return _like_twin(sharing="three")
+
+
+def twin_four() -> Experiment:
+    """TWIN-4E: four tables, events and candidates apart in both tasks."""
+    return _like_twin(sharing="four")
+
+
+def din() -> Experiment:
+    """DIN over a long history: a small network scores events, which know no recency."""
+    return _like_twin(score="mlp").changed(fields=FieldWidths(without=("recency",)))
+
+
+def sim_hard() -> Experiment:
+    """SIM (hard): attention over the last events of the candidate's category, and no others."""
+    return _like_twin(search="category", auxiliary="full")
+
+
+def sim_soft() -> Experiment:
+    """SIM (soft): search by a dot product of its own, which the auxiliary task trains."""
+    return _like_twin(search="soft", auxiliary="full")
+
+
+def eta() -> Experiment:
+    """ETA: search by Hamming distance of random sign codes."""
+    return _like_twin(search="simhash")
+
+
+def sdim() -> Experiment:
+    """SDIM: no search; events count where their hashes collide with the candidate's."""
+    return _like_twin(search="all", pooling="collisions", auxiliary="none")
+
+
+def twin_v2() -> Experiment:
+    """TWIN-V2: search among clusters of like events, which count as much as their members."""
+    return _like_twin(search="clusters", auxiliary="full")
+
+
+def target_attention() -> Experiment:
+    """Plain target attention over the whole history, without a search."""
+    return _like_twin(search="all", auxiliary="none")
+
+
+def mean_pooling() -> Experiment:
+    """The mean of the whole history, whatever the candidate: the floor of all models."""
+    return _like_twin(search="all", pooling="mean", auxiliary="none")
 
 
 def dare_dot() -> Experiment:
-    """DARE searching by plain dot product, all else as in ``dare``."""
-    base = dare()
-    return base.changed(model=dataclasses.replace(base.model, score="dot"))
+    """DARE searching by plain dot product, from attention rows that start wide."""
+    # the identity prior: the first search already finds the events of the same item and category
+    return _like_dare(score="dot").changed(fields=FieldWidths(attention_init_std=1.0))
 
 
 def dare_paper() -> Experiment:
-    """DARE as published: history 200, full auxiliary, dot product, small start.
+    """DARE as published: history 200, full auxiliary, dot product.
 
     The tables' optimizer is row-wise Adagrad: the paper's dense Adam moves every row in each step.
     """
     return Experiment(
         model=RankerConfig(auxiliary="full", score="dot"),
-        fields=FieldWidths(attention_init_std=0.01),
         tables=TableOptimizer(learning_rate=0.05),
         history_length=200,
         requests_per_batch=683,  # about 2,048 candidates at one positive and two negatives each
@@ -57,5 +131,10 @@ def twin_paper() -> Experiment:
 
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
-    function.__name__: function for function in (dare, twin, dare_dot, dare_paper, twin_paper)
-}
+    function.__name__: function
+    for function in (
+        dare, twin, twin_without_tr, twin_hard, twin_projected, twin_projected_event, twin_three,
+        twin_four, din, sim_hard, sim_soft, eta, sdim, twin_v2, target_attention, mean_pooling,
+        dare_dot, dare_paper, twin_paper,
+    )
+}  # fmt: skip

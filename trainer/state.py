@@ -79,9 +79,6 @@ def plan_ranker(
     device_type: str,
 ) -> tuple[ShardingPlan, dict[str, Any]]:
     """The sharding plan, for TorchRec and as JSON."""
-    attended = experiment.model.top_k + (
-        experiment.model.auxiliary_others if experiment.model.auxiliary == "sampled" else 0
-    )
     requests = math.ceil(experiment.requests_per_batch / world_size)
     candidates = requests * store.info.candidates["train"] / store.info.requests["train"]
     plan = choose_plan(
@@ -90,7 +87,7 @@ def plan_ranker(
         local_world_size=local_world_size,
         device_type=device_type,
         lookups_per_rank=math.ceil(
-            candidates * (1 + attended) + requests * experiment.history_length
+            candidates * (1 + experiment.model.attended) + requests * experiment.history_length
         ),
         config=experiment.sharding,
     )
