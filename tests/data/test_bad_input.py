@@ -166,7 +166,10 @@ def test_parquet_cut(tmp_path: Path, out: Path) -> None:
 
 def test_ids_that_are_neither_integers_nor_text(tmp_path: Path, out: Path) -> None:
     expect_refused(
-        csv(tmp_path, "user,item,time\n1.5,2,3\n"), out, "Column user holds Float64", "text"
+        csv(tmp_path, "user,item,time\n1.5,2,3\n"),
+        out,
+        "log.csv: column user holds Float64",
+        "text",
     )
 
 
@@ -193,27 +196,36 @@ def test_files_of_different_types(tmp_path: Path, out: Path) -> None:
 def test_negative_id(tmp_path: Path, out: Path, column: str) -> None:
     row = {"user": 1, "item": 2} | {column: -4}
     source = csv(tmp_path, f"user,item,time\n1,1,1\n{row['user']},{row['item']},3\n")
-    expect_refused(source, out, f"Column {column} has id -4 in event 2", "Write them as text")
+    expect_refused(
+        source, out, f"log.csv: column {column} has id -4 in event 2", "Write them as text"
+    )
 
 
 def test_huge_id(tmp_path: Path, out: Path) -> None:
     huge = 2**63
-    expect_refused(csv(tmp_path, f"user,item,time\n{huge},2,3\n"), out, "Column user", "as text")
+    expect_refused(
+        csv(tmp_path, f"user,item,time\n{huge},2,3\n"), out, "log.csv: column user", "as text"
+    )
     frame = pl.DataFrame({"user": [1], "item": pl.Series([huge], dtype=pl.UInt64), "time": [1]})
     expect_refused(
-        MemorySource(frames=[frame]), out, f"Column item has id {huge} in event 1", "2**63 - 1"
+        MemorySource(frames=[frame]),
+        out,
+        f"source memory: column item has id {huge} in event 1",
+        "2**63 - 1",
     )
 
 
 def test_missing_id(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\nu,a,1\n,b,2\n")
-    expect_refused(source, out, "Column user is empty in event 2")
+    expect_refused(source, out, "log.csv: column user is empty in event 2")
 
 
 @pytest.mark.parametrize("time", ["NaN", "inf", "1.5"])
 def test_time_that_is_no_whole_number(tmp_path: Path, out: Path, time: str) -> None:
     source = csv(tmp_path, f"user,item,time\n1,2,3.0\n1,2,{time}\n")
-    expect_refused(source, out, "Column time, row 2", time.lower(), "Write times as integers")
+    expect_refused(
+        source, out, "log.csv: column time, row 2", time.lower(), "Write times as integers"
+    )
 
 
 def test_a_late_row_is_named_by_its_number_in_the_log(
@@ -222,33 +234,40 @@ def test_a_late_row_is_named_by_its_number_in_the_log(
     monkeypatch.setattr(data.sources.delimited, "BLOCK_BYTES", 64)
     rows = "1,2,3.0\n" * 99
     expect_refused(
-        csv(tmp_path, f"user,item,time\n{rows}1,2,nan\n"), out, "Column time, row 100", "nan"
+        csv(tmp_path, f"user,item,time\n{rows}1,2,nan\n"),
+        out,
+        "log.csv: column time, row 100",
+        "nan",
     )
 
 
 def test_time_that_is_text(tmp_path: Path, out: Path) -> None:
-    expect_refused(csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "Column time", "ISO dates")
+    expect_refused(
+        csv(tmp_path, "user,item,time\n1,2,soon\n"), out, "log.csv: column time", "ISO dates"
+    )
 
 
 def test_a_date_that_may_be_of_two_months(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\n1,2,01/02/2026\n1,3,01/03/2026\n")
-    expect_refused(source, out, "Column time, row 1", "'01/02/2026'", "ISO dates")
+    expect_refused(source, out, "log.csv: column time, row 1", "'01/02/2026'", "ISO dates")
 
 
 def test_ids_that_are_not_text(tmp_path: Path, out: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"user,item,time\n1,\xff\xfe,3\n")
-    expect_refused(TableSource(path=tmp_path / "log.csv"), out, "Column item holds Binary", "UTF-8")
+    expect_refused(
+        TableSource(path=tmp_path / "log.csv"), out, "log.csv: column item holds Binary", "UTF-8"
+    )
 
 
 def test_missing_time(tmp_path: Path, out: Path) -> None:
     source = csv(tmp_path, "user,item,time\n1,2,3\n1,2,\n")
-    expect_refused(source, out, "Column time is empty in event 2")
+    expect_refused(source, out, "log.csv: column time is empty in event 2")
 
 
 @pytest.mark.parametrize("label", ["2", "-1", "0.5", "nan", "yes", ""])
 def test_label_that_is_neither_0_nor_1(tmp_path: Path, out: Path, label: str) -> None:
     source = csv(tmp_path, f"user,item,time,label\n1,2,3,{label}\n1,3,4,{label}\n", label="label")
-    expect_refused(source, out, "Column label, row 1", "not 0 or 1")
+    expect_refused(source, out, "log.csv: column label, row 1", "not 0 or 1")
 
 
 def test_unsorted_log(tmp_path: Path, out: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.ranker import LifelongRanker, RankerConfig, RankerOutput
+from modules.ranker import LifelongRanker, RankerOutput
+from modules.ranker_config import RankerConfig
+from modules.tables import COLLECTIONS, FieldConfig
 from tests.modules.cases import (
     FIELDS,
     LENGTHS,
@@ -228,8 +230,50 @@ def test_mixed_precision_is_near_full_precision(auxiliary: str) -> None:
         ("sharing", "decopled"),
         ("score", "cos"),
         ("auxiliary", "all"),
+        ("search", "exakt"),
+        ("pooling", "sum"),
+        ("projection", "row"),
+        ("short_window", -1),
+        ("hash_bits", -8),
+        ("hash_groups", 0),
+        ("hash_group_bits", 0),
     ],
 )
 def test_a_bad_value_stops_at_construction(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} .*{re.escape(str(value))}"):
         RankerConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "way_out"),
+    [
+        ({"search": "all"}, "auxiliary='none'"),
+        ({"search": "category", "auxiliary": "sampled"}, "auxiliary='full' or 'none'"),
+        ({"search": "clusters", "auxiliary": "sampled"}, "auxiliary='full' or 'none'"),
+        ({"search": "soft", "auxiliary": "none"}, "auxiliary='full'"),
+        ({"pooling": "mean", "sharing": "shared"}, "search='all'"),
+        # a decoupled SDIM would hash with tables that no gradient reaches
+        ({"pooling": "collisions", "search": "all", "auxiliary": "none"}, "sharing='shared'"),
+        ({"score": "mlp", "search": "simhash"}, "score='dot' or 'cosine'"),
+        ({"score": "mlp", "search": "clusters"}, "score='dot' or 'cosine'"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(changes: dict[str, str], way_out: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(way_out)):
+        RankerConfig(**changes)
+
+
+@pytest.mark.parametrize("search", ["category", "category_filled"])
+def test_a_category_search_needs_categories(search: str) -> None:
+    with pytest.raises(ValueError, match="category"):
+        LifelongRanker(RankerConfig(search=search), (FieldConfig(name="item", num_embeddings=4),))
+
+
+@pytest.mark.parametrize("sharing", COLLECTIONS)
+@pytest.mark.parametrize("search", ["exact", "simhash", "category", "recent", "clusters", "all"])
+def test_every_table_of_a_searching_model_learns(search: str, sharing: str) -> None:
+    auxiliary = "none" if search == "all" else "full"
+    ranker = make_ranker(make_config(search=search, sharing=sharing, auxiliary=auxiliary))
+    _, _, gradients = train_step(ranker, make_requests(), l2=0.0)
+    for name, gradient in gradients.items():
+        assert gradient.any(), name

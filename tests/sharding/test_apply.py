@@ -12,7 +12,8 @@ from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingB
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from modules.ranker import LifelongRanker, RankerConfig
+from modules.ranker import LifelongRanker
+from modules.ranker_config import RankerConfig
 from modules.tables import initialize_tables_
 from sharding.apply import TableOptimizer, shard, sharded_collections
 from sharding.plan import PlanError, ShardingConfig, choose_plan, describe_plan

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from modules.ranker import LifelongRanker, RankerConfig
+from modules.ranker import LifelongRanker
+from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
 from sharding.plan import PlanError, ShardingConfig, choose_plan, collections, describe_plan
 from tests.batches import fields

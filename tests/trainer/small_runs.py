@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from data.sources.synthetic import Synthetic
 from data.store import EventStore
-from modules.ranker import RankerConfig
+from modules.ranker_config import RankerConfig
 from sharding.apply import TableOptimizer
 from tests.ranks import run_ranks
 from trainer import train as training

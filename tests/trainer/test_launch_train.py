@@ -141,7 +141,7 @@ def test_ctrl_c_under_torchrun_leaves_nothing_running(store: Path, tmp_path: Pat
     assert time.monotonic() - begun < 20
     assert process.returncode != 0
     assert err.count("twofold: ") == 1, err
-    assert "twofold: Interrupted. Complete checkpoints are kept" in err
+    assert "twofold: Interrupted before the first checkpoint; nothing is kept." in err
     assert not out.exists()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

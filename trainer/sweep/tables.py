@@ -130,7 +130,7 @@ TABLES: dict[str, SweepTable] = {
         rows=tuple(Row(name, name) for name in MODELS),
     ),
     "dare-table-paper": SweepTable(
-        sentence="The same models as published: dot product, full auxiliary, history 200, two epochs.",
+        sentence="The same models, trained as published: dot product, full auxiliary, history 200.",
         axis="model",
         reference="dare",
         flags=PUBLISHED,
