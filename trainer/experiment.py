@@ -124,7 +124,7 @@ class Experiment:
     """Resamples behind the interval of the test AUC."""
     record_gradients: int = 0
     """First steps in which the gradients of attention and of representation are compared, by
-    category, for ``twofold analyze``."""
+    category, for twofold analyze."""
 
     def __post_init__(self) -> None:
         for name in (
