@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import fnmatch
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -168,7 +169,10 @@ def state_of(cell: Cell) -> State:
     folder = cell.folder
     if not (folder / "config.json").exists():
         return State("running" if _in_use(folder) else "missing")
-    config = read_config(folder)
+    try:
+        config = read_config(folder)
+    except InputError as error:
+        return State("other", (str(error),))
     wanted = {
         "experiment": cell.row.experiment,
         "config": cell.config,
@@ -178,12 +182,15 @@ def state_of(cell: Cell) -> State:
     there["data"] = {"fingerprint": config["data"].get("fingerprint")}
     if differences := tuple(_changes(there, wanted)):
         return State("other", differences)
-    now, notes = commit(), ()
+    now, notes = _commit(), ()
     if config.get("commit") != now:
         notes = (f"commit: {config.get('commit')} -> {now}",)
     if _complete(folder):
         return State("done", notes=notes)
     return State("running" if _in_use(folder) else "begun", notes=notes)
+
+
+_commit = functools.cache(commit)
 
 
 def _complete(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from trainer.sweep.tables import SweepTable
 
 HEADINGS = (
     "row", "seeds", "test AUC", "test GAUC", "test log loss", "reference", "AUC difference",
-    "95 % by requests", "95 % by users", "its sd over seeds", "val. AUC", "samples/s", "CPU s",
+    "95 % by requests", "95 % by users", "sd over seeds", "val. AUC", "samples/s", "CPU s",
     "tables",
 )  # fmt: skip
 NOTES = (

@@ -31,8 +31,8 @@ from trainer.sweep.report import write_reports
 from trainer.sweep.results import Record, cell_record, summarize, write_csv
 from trainer.sweep.tables import TABLES, SweepTable
 
-LOG_LINES = 12
-"""Of a failed cell's log that are shown."""
+LOG_LINES, TORCHRUN_LINES = 12, 45
+"""Of a failed cell's log that are shown; torchrun's own words come after the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +211,18 @@ class Sweep:
         return f"test AUC {formats.decimal(record['test_auc'])}"
 
     def _end(self) -> int:
-        """Lists what failed."""
+        """Lists what is not in the results though it is there, and what failed."""
+        others = [name for name, state in self.states.items() if state.name == "other"]
+        if others:
+            print(
+                f"Left out of the results, made with other flags or data: {', '.join(others)}",
+                file=sys.stderr,
+            )
         by_name = {cell.name: cell for cell in self.chosen}
         for name, attempt in self.failed.items():
             print(f"\n{name} failed with {_ending(attempt)}; the end of its log:", file=sys.stderr)
-            print(_last_lines(by_name[name].log), file=sys.stderr)
+            count = TORCHRUN_LINES if attempt.processes > 1 else LOG_LINES
+            print(_last_lines(by_name[name].log, count), file=sys.stderr)
         if self.failed:
             count = f"{len(self.failed)} cell{'s' if len(self.failed) > 1 else ''}"
             print(f"\n{count} failed. The same command tries again.", file=sys.stderr)
@@ -284,9 +291,9 @@ def _ending(attempt: Attempt) -> str:
     return f"exit code {attempt.exit_code}"
 
 
-def _last_lines(log: Path) -> str:
+def _last_lines(log: Path, count: int) -> str:
     try:
         lines = log.read_text(errors="replace").rstrip().splitlines()
     except OSError as error:
         return f"(no log: {error})"
-    return "\n".join(lines[-LOG_LINES:])
+    return "\n".join(lines[-count:])

@@ -151,9 +151,19 @@ def test_cells_made_otherwise_are_refused_or_replaced(
     assert shown.count("config.epochs: 3 -> 1") == 4
     ended = begin(tmp_path, *sweep(store, swept_copy, "--replace", overrides=other)).end()
     assert ended.codes == [0], ended
-    assert all(row["best_step"] == "4" for row in lines(swept_copy / "results.csv")) or all(
-        int(row["best_step"]) <= 4 for row in lines(swept_copy / "results.csv")
-    )
+    assert len(lines(swept_copy / "results.csv")) == 4
+    assert all(int(row["best_step"]) <= 4 for row in lines(swept_copy / "results.csv"))
+
+
+def test_cells_of_other_flags_stay_out_of_the_results(
+    swept_copy: Path, store: Path, small_table: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = swept_copy / "cells" / CELLS[0] / "config.json"
+    file.write_text(file.read_text().replace('"epochs": 3', '"epochs": 4'))
+    (swept_copy / "cells" / CELLS[1] / "config.json").write_text("{")
+    assert cli.run(sweep(store, swept_copy, "--report")) == 0
+    assert f"made with other flags or data: {CELLS[0]}, {CELLS[1]}" in capsys.readouterr().err
+    assert [row["seed"] for row in lines(swept_copy / "results.csv")] == ["2", "2"]
 
 
 def test_another_store_is_refused_and_another_commit_only_told(
@@ -212,3 +222,19 @@ def test_report_writes_the_results_again(
     assert cli.run(sweep(store, swept_copy, "--report")) == 0
     assert before == [(swept_copy / name).read_text() for name in written[:2]]
     assert all((swept_copy / name).exists() for name in written)
+
+
+def test_cells_are_commands_of_their_own(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not forks, as in the tests above; and two ranks each."""
+    out = tmp_path / "sweep"
+    command = [
+        "sweep", "history-length", "--data", str(store), "--out", str(out), "--seeds", "1",
+        "--rows", "dare-50", "--processes", "2", "--", *OVERRIDES[1:],
+    ]  # fmt: skip
+    assert "history" in OVERRIDES[0]
+    assert cli.run(command) == 0
+    row = lines(out / "results.csv")[0]
+    assert (row["row"], row["processes"]) == ("dare-50", "2")
+    assert float(row["cpu_seconds"]) > 1
