@@ -22,8 +22,13 @@ MIN_CLICKS = 100
 """For a best AUC: with 100 of each its standard deviation is about 0.03."""
 SECONDS_PER_PAGE = 3600
 SECONDS_OF_STARTS = 30 * 24 * 3600
+FOLLOWED = 0.5
+"""Share of the events of a topic whose valence is what the user feels for it; others are any."""
 # which random number of a user is meant: one stream for each use
 _LENGTH, _START, _ITEM, _INTEREST, _FAVOURITE, _LABEL = range(6)
+_FEELING, _VALENCE, _FOLLOWS, _WHICH = range(6, 10)
+
+Similarity = Literal["category", "same", "different"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +48,37 @@ class Synthetic:
     the m that chance and that a favourite category would give. So a model has to find the events
     that match the candidate, among up to W, and to weigh them by recency.
 
+    That is ``similarity`` category. In the two others the log has no category: an item has a topic
+    and a valence, +1 or -1, which only its id can tell, and all items are equally popular. ``n`` of
+    the last W events have the candidate's topic:
+
+    * ``same``: :math:`\log(1 + n)` takes the place of :math:`\log(1 + m)`. What makes an event
+      matter is also what it contributes, so one embedding can serve both.
+    * ``different``: the probability is :math:`\sigma(\frac{1}{n} \sum_j s_j s / noise)`, over
+      those n, with the valences s of event and candidate. Users like or dislike each topic, so half
+      of the events of a topic have one valence and the others any. The topic makes an event matter,
+      the valence is what it contributes: an embedding in which events of one topic are alike is not
+      one in which some of them mean the opposite of the others.
+
     Every event is a function of (log_seed, user, its number), so the log streams in blocks of
     users and no size needs more memory than another.
     """
 
+    similarity: Similarity = "category"
+    """What decides the clicks: the category that the log shows, or topics that it hides, with
+    contributions that go with the topic (same) or against it (different)."""
     users: int = 1_000
+    """Users of the log."""
     events_per_user: int = 200
     """Mean over the users."""
     lengths: Literal["fixed", "exponential", "pareto"] = "exponential"
     """Distribution of the events per user; pareto has the tail exponent 2, cut at 100 means."""
     items: int = 10_000
+    """Items of the log; of hidden topics few enough to learn each, e.g. 400."""
     categories: int = 100
+    """Categories of the items; with similarity same or different their hidden topics."""
     interests: int = 3
-    """Favourite categories of each user."""
+    """Favourite categories (topics) of each user."""
     history_needed: int = 100
     """Most recent events before a request that decide its clicks (W)."""
     noise: float = 0.5
@@ -69,7 +92,6 @@ class Synthetic:
 
     name: ClassVar[str] = "synthetic"
     side: ClassVar[tuple[str, ...]] = ()
-    carry: ClassVar[tuple[str, ...]] = ()
     context: ClassVar[dict[str, int]] = {}
     order: ClassVar[Order] = "time"
 
@@ -88,8 +110,17 @@ class Synthetic:
                 f"{self.categories} categories for {self.items} items: some would be empty. "
                 f"Ask for at most {self.items} categories."
             )
+        if self.similarity != "category" and self.items % (2 * self.categories):
+            raise ValueError(
+                f"{self.items} items cannot be shared out to {self.categories} topics of two "
+                f"valences. Ask for a multiple of {2 * self.categories}."
+            )
         # tallies of the test requests so far, one a partition; no option, so not a field
         object.__setattr__(self, "_test", [])
+
+    @property
+    def carry(self) -> tuple[str, ...]:
+        return () if self.similarity == "category" else ("topic", "valence")
 
     @property
     def min_events(self) -> int:
@@ -104,11 +135,13 @@ class Synthetic:
             yield self._events(np.arange(first, min(first + block, self.users)))
 
     def write_csv(self, path: Path | str) -> int:
-        """Writes the log as a file with a header: user, item, category, time. Returns its rows."""
+        """Writes the log as a file with a header: user, item, category (unless it is hidden), time.
+        Returns its rows.
+        """
         rows = 0
         with Path(path).open("wb") as file:
             for frame in self.event_frames():
-                frame.write_csv(file, include_header=rows == 0)
+                frame.drop(self.carry).write_csv(file, include_header=rows == 0)
                 rows += frame.height
         return rows
 
@@ -169,18 +202,36 @@ class Synthetic:
         first_row = np.cumsum(count) - count
         user_N = np.repeat(user, count)
         number_N = np.arange(count.sum()) - np.repeat(first_row, count)
-        item = _zipf(_uniform(self.log_seed, user_N, number_N, _ITEM), self.items)
+        uniform = _uniform(self.log_seed, user_N, number_N, _ITEM)
         # below 1: one of the interests; above: any category
         choice = 2 * _uniform(self.log_seed, user_N, number_N, _INTEREST)
         wanted = self._favourites(user_N, (choice * self.interests).astype(np.int64))
-        moved = item - item % self.categories + wanted
-        item = np.where((choice < 1) & (moved < self.items), moved, item)
         start = _uniform(self.log_seed, user, np.zeros_like(user), _START) * SECONDS_OF_STARTS
         time = np.repeat(start.astype(np.int64), count)
         time += SECONDS_PER_PAGE * (number_N // self.candidates)
+        if self.similarity != "category":
+            topic = np.where(choice < 1, wanted, (uniform * self.categories).astype(np.int64))
+            item, valence = self._hidden_items(user_N, number_N, topic)
+            columns = {"user": user_N, "item": item, "time": time}
+            return pl.DataFrame(columns | {"topic": topic, "valence": valence})
+        item = _zipf(uniform, self.items)
+        moved = item - item % self.categories + wanted
+        item = np.where((choice < 1) & (moved < self.items), moved, item)
         return pl.DataFrame(
             {"user": user_N, "item": item, "category": item % self.categories, "time": time}
         )
+
+    def _hidden_items(
+        self, user: np.ndarray, number: np.ndarray, topic: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Item and valence, 0 or 1, of each event."""
+        feeling = _uniform(self.log_seed, user, topic, _FEELING) < 0.5
+        any_valence = _uniform(self.log_seed, user, number, _VALENCE) < 0.5
+        follows = _uniform(self.log_seed, user, number, _FOLLOWS) < FOLLOWED
+        valence = 1 - np.where(follows, feeling, any_valence)
+        group = 2 * self.categories
+        which = _uniform(self.log_seed, user, number, _WHICH) * (self.items // group)
+        return which.astype(np.int64) * group + valence * self.categories + topic, valence
 
     def _counts(self, user: np.ndarray) -> np.ndarray:
         """(U,) int64 events, whole pages of them."""
@@ -203,14 +254,41 @@ class Synthetic:
         place ``index`` of the partition.
         """
         match = np.empty((len(end), self.candidates))
+        matches = self._matches if self.similarity == "category" else self._hidden_matches
         chunk = max(1, 4_000_000 // (self.candidates * self.history_needed))
         for begin in range(0, len(end), chunk):
             part = slice(begin, begin + chunk)
-            match[part] = self._matches(partition, partition.first_row[index[part]], end[part])
-        total = (self.history_needed + 1) / 2  # of the weights
-        by_chance, by_interest = total / self.categories, total / (2 * self.interests)
+            match[part] = matches(partition, partition.first_row[index[part]], end[part])
+        if self.similarity == "different":
+            return 1 / (1 + np.exp(-match / self.noise))
+        if self.similarity == "same":
+            by_chance = self.history_needed / self.categories
+            by_interest = self.history_needed * (1 / self.categories + 1 / self.interests) / 2
+        else:
+            total = (self.history_needed + 1) / 2  # of the weights
+            by_chance, by_interest = total / self.categories, total / (2 * self.interests)
         middle = (math.log1p(by_chance) + math.log1p(by_interest)) / 2
         return 1 / (1 + np.exp(-(np.log1p(match) - middle) / self.noise))
+
+    def _hidden_matches(
+        self, partition: Partition, first_row: np.ndarray, end: np.ndarray
+    ) -> np.ndarray:
+        """(R, K) float64: n, or the mean of s_j s, of the formulas above."""
+        row_RW = end[:, None] - 1 - np.arange(self.history_needed)
+        there_RW = row_RW >= first_row[:, None]
+        row_RW = np.maximum(row_RW, 0)
+        candidate_RK = end[:, None] + np.arange(self.candidates)
+
+        def alike(field: str) -> np.ndarray:
+            values = partition.events[field]
+            return values[candidate_RK][:, :, None] == values[row_RW][:, None, :]
+
+        same_topic_RKW = alike("topic") & there_RW[:, None, :]
+        n_RK = same_topic_RKW.sum(axis=2)
+        if self.similarity == "same":
+            return n_RK.astype(np.float64)
+        agree_RK = (same_topic_RKW & alike("valence")).sum(axis=2)
+        return (2 * agree_RK - n_RK) / np.maximum(n_RK, 1)
 
     def _matches(self, partition: Partition, first_row: np.ndarray, end: np.ndarray) -> np.ndarray:
         """(R, K) float64: m of the formula above."""
