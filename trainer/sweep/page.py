@@ -10,7 +10,9 @@ PAGE = """\
 <title>Twofold: {{ name }}</title>
 <style>
 {% include "report.css" %}
-body { max-width: 1240px; }
+body { max-width: 1280px; }
+table { font-size: 12.5px; }
+th, td { padding-left: 14px; }
 </style>
 </head>
 <body>

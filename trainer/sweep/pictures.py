@@ -15,6 +15,8 @@ from trainer.report import figures
 from trainer.report.figures import Series
 
 ROW_PIXELS = 26
+LABEL = 26
+"""Letters of a name that are shown."""
 
 
 class Dot(NamedTuple):
@@ -44,7 +46,7 @@ def dots(rows: Sequence[Dot], describe: str, *, signed: bool) -> Markup:
                     axes.plot(bounds, [y, y], color=color, linewidth=width)
             axes.plot(row.seeds, np.full(len(row.seeds), y), "|", color=color, markersize=9)
             axes.plot(row.value, y, "o", color=color, markersize=8, mec=figures._SURFACE, mew=1.5)
-            figures._beside(axes, "left", y, figures._shorten(row.name, 26), color)
+            figures._beside(axes, "left", y, figures._shorten(row.name, LABEL), color)
             number = formats.signed if signed else formats.decimal
             figures._beside(axes, "right", y, number(row.value), figures._INK)
         axes.margins(x=0.08)
@@ -56,22 +58,34 @@ def dots(rows: Sequence[Dot], describe: str, *, signed: bool) -> Markup:
 
 def lines(series: Sequence[Series], axis: str, describe: str) -> Markup:
     """A metric over a numeric axis, one line per model, bands of one standard deviation."""
+    longest = max(len(run.name) for run in series)
     ticks = sorted({float(x) for run in series for x in run.x})
-    with figures._figure() as (figure, axes):
+    with figures._figure(right=40 + 6 * min(longest, LABEL)) as (figure, axes):
         for run in series:
             color = figures._run_color(run.color)
             if run.band is not None:
                 axes.fill_between(run.x, *run.band, color=color, alpha=0.14, linewidth=0)
             axes.plot(run.x, run.y, "o-", color=color, markersize=4)
-        if ticks[0] > 0 and ticks[-1] > 8 * ticks[0]:
+        log = ticks[0] > 0 and ticks[-1] > 8 * ticks[0]
+        if log:
             axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_locator(FixedLocator(_apart(ticks, log)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(figures._short_number))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         figures._number_ticks(axes.yaxis)
         axes.set_xlabel(axis)
         axes.margins(x=0.03)
-        labels = [figures._shorten(run.name, 14) for run in series]
+        labels = [figures._shorten(run.name, LABEL) for run in series]
         figures._label_ends(axes, series, labels)
         return figures._svg(figure, describe)
+
+
+def _apart(ticks: Sequence[float], log: bool) -> list[float]:
+    """Those whose labels do not touch, of ascending ticks."""
+    place = np.log(ticks) if log else np.array(ticks)
+    kept: list[int] = []
+    for index in range(len(ticks)):
+        if not kept or place[index] - place[kept[-1]] > 0.08 * (place[-1] - place[0]):
+            kept.append(index)
+    return [ticks[index] for index in kept]
