@@ -83,7 +83,7 @@ def text_row(result: RowResult) -> list[str]:
         str(len(result.seeds)),
         *(_mean_std(result, f"test_{name}") for name in ("auc", "gauc", "logloss")),
         result.reference or formats.MISSING,
-        _unless(c is None, lambda: formats.signed(c.auc)),
+        _unless(c is None, lambda: formats.signed(c.auc) + _fewer_seeds(result)),
         _unless(c is None, lambda: _signed_interval(c.by_request)),
         _unless(c is None, lambda: _signed_interval(c.by_user)),
         _unless(c is None, lambda: formats.decimal(c.seed_std)),
@@ -96,6 +96,12 @@ def text_row(result: RowResult) -> list[str]:
 
 def _unless(missing: bool, text: Any) -> str:
     return formats.MISSING if missing else text()
+
+
+def _fewer_seeds(result: RowResult) -> str:
+    """Says so where the reference lacks some of the row's seeds."""
+    common = result.comparison.seeds if result.comparison else 0
+    return "" if common == len(result.seeds) else f" (of {common} seeds)"
 
 
 def _mean_std(result: RowResult, name: str) -> str:

@@ -203,7 +203,7 @@ class Sweep:
         self._records.pop(cell.name, None)
         if attempt.exit_code or state.name != "done":
             self.failed[cell.name] = attempt
-            return f"FAILED with {_ending(attempt)}; log: {cell.log}"
+            return f"FAILED with {_ending(attempt)}"
         if not self.order.keep_checkpoints:
             drop_checkpoints(cell)
         self.write_results()
@@ -220,9 +220,10 @@ class Sweep:
             )
         by_name = {cell.name: cell for cell in self.chosen}
         for name, attempt in self.failed.items():
-            print(f"\n{name} failed with {_ending(attempt)}; the end of its log:", file=sys.stderr)
+            log = by_name[name].log
+            print(f"\n{name} failed with {_ending(attempt)}; the end of {log}:", file=sys.stderr)
             count = TORCHRUN_LINES if attempt.processes > 1 else LOG_LINES
-            print(_last_lines(by_name[name].log, count), file=sys.stderr)
+            print(_last_lines(log, count), file=sys.stderr)
         if self.failed:
             count = f"{len(self.failed)} cell{'s' if len(self.failed) > 1 else ''}"
             print(f"\n{count} failed. The same command tries again.", file=sys.stderr)
