@@ -174,8 +174,9 @@ def _check_split(
 ) -> None:
     if requests == 0:
         raise InputError(
-            f"{store.path} has no {split} requests. Its log may be too short for the split: "
-            f"prepare it again with another split, or from a longer log."
+            f"{store.path} has no {split} requests: its log was too short for the split. Prepare "
+            f"it again from a longer log, or with another split; twofold prepare "
+            f"{store.info.source} --help names the options."
         )
     smallest = requests // batches
     if smallest < world_size:

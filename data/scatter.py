@@ -145,18 +145,20 @@ def _checked_frames(source: Source) -> Iterator[pl.DataFrame]:
     schema: pl.Schema | None = None
     ids: list[str] = []
     rows = 0
+    # of a source that reads files
+    log = getattr(source, "path", f"source {source.name}")
     for frame in source.event_frames():
         if schema is None:
             ids = [name for name in frame.columns if name not in ("time", *source.carry)]
-            _check_schema(frame, ids, source)
+            _check_schema(frame, ids, source, log)
             schema = frame.schema
         elif frame.schema != schema:
             raise InputError(
-                f"The log's columns change on the way: event {rows + 1:,} and after have "
+                f"{log}: the columns change on the way: event {rows + 1:,} and after have "
                 f"{dict(frame.schema)}, those before {dict(schema)}. "
                 "Write all files with the same columns and types."
             )
-        _check_values(frame, ids, rows)
+        _check_values(frame, ids, rows, log)
         rows += frame.height
         waiting.append(frame)
         if sum(part.height for part in waiting) >= FRAME_ROWS:
@@ -166,13 +168,10 @@ def _checked_frames(source: Source) -> Iterator[pl.DataFrame]:
         yield pl.concat(waiting)
 
 
-def _check_schema(frame: pl.DataFrame, ids: list[str], source: Source) -> None:
+def _check_schema(frame: pl.DataFrame, ids: list[str], source: Source, log: object) -> None:
     wanted = {"user", "item", "time", *source.side, *source.carry}
     if missing := wanted - set(frame.columns):
-        raise InputError(
-            f"The log of source {source.name} lacks columns {sorted(missing)}; "
-            f"it has {sorted(frame.columns)}."
-        )
+        raise InputError(f"{log} lacks columns {sorted(missing)}; it has {sorted(frame.columns)}.")
     unknown = set(frame.columns) - wanted - {"category", "action"}
     assert not unknown, f"source {source.name} gives columns it does not declare: {unknown}"
     time = frame["time"].dtype
@@ -181,18 +180,18 @@ def _check_schema(frame: pl.DataFrame, ids: list[str], source: Source) -> None:
         dtype = frame[name].dtype
         if not (dtype.is_integer() or dtype == pl.String):
             raise InputError(
-                f"Column {name} holds {dtype}; ids must be integers from 0 to 2**63 - 1, or text "
-                "in UTF-8. Numbers outside of that range must be read as text."
+                f"{log}: column {name} holds {dtype}; ids must be integers from 0 to 2**63 - 1, "
+                "or text in UTF-8. Numbers outside of that range must be read as text."
             )
 
 
-def _check_values(frame: pl.DataFrame, ids: list[str], rows_before: int) -> None:
+def _check_values(frame: pl.DataFrame, ids: list[str], rows_before: int, log: object) -> None:
     """Raises InputError for nulls where none may be, and for ids out of range."""
     for name in ("user", "item", "time"):
         if frame[name].null_count():
             row = rows_before + frame[name].is_null().arg_max() + 1
             raise InputError(
-                f"Column {name} is empty in event {row:,} of the log. "
+                f"{log}: column {name} is empty in event {row:,} of the log. "
                 "Remove such rows: user, item and time must all be known."
             )
     for name in ids:
@@ -203,6 +202,6 @@ def _check_values(frame: pl.DataFrame, ids: list[str], rows_before: int) -> None
             if not 0 <= value <= MAX_ID:
                 row = rows_before + (column == value).arg_max() + 1
                 raise InputError(
-                    f"Column {name} has id {value} in event {row:,} of the log; "
+                    f"{log}: column {name} has id {value} in event {row:,} of the log; "
                     f"integer ids must be from 0 to {MAX_ID} (2**63 - 1). Write them as text."
                 )

@@ -95,6 +95,12 @@ class StoreInfo:
     def read(cls, folder: Path) -> StoreInfo:
         """Raises InputError if ``folder`` holds no store, or one of another format."""
         file = folder / "store.json"
+        if folder.is_file():
+            raise InputError(
+                f"{folder} is a file, not an event store. If it is a log, make a store of it "
+                f"first: twofold prepare table --path {folder} --user USER --item ITEM --time TIME "
+                f"--out stores/{folder.name.split('.')[0]} (the columns of your log in capitals)."
+            )
         if not file.is_file():
             what = "has no store.json" if folder.exists() else "does not exist"
             raise InputError(

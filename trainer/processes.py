@@ -23,10 +23,6 @@ from sharding.plan import PlanError
 TIMEOUT = datetime.timedelta(minutes=10)
 """After which a rank that waits for a lost one gives up."""
 
-INTERRUPTED = (
-    "Interrupted. Complete checkpoints are kept: train --resume goes on from the last one."
-)
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -101,9 +97,9 @@ def _told_once(store: dist.Store) -> Iterator[None]:
         if not isinstance(error, RefusedElsewhere) and _first(store):
             print(f"twofold: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if _first(store):
-            print(f"twofold: {INTERRUPTED}", file=sys.stderr)
+            print(f"twofold: {str(interrupt) or 'Interrupted.'}", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:
         if _first(store):

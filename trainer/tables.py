@@ -34,7 +34,7 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         )
     table.caption = (
         "Interval: bootstrap over requests. GAUC: AUC within users.\n"
-        "NE: normalised entropy. calib.: predicted over observed clicks."
+        "NE: normalized entropy. calib.: predicted over observed clicks."
     )
     return table
 

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from analysis.gradients import GradientRecorder
 from analysis.probes import SearchProbe
 from data.batch import RankingBatch
+from data.errors import InputError
 from data.loader import RequestLoader
 from data.source import Split
 from data.store import EventStore, write_arrow
@@ -84,13 +85,20 @@ class Trainer:
                 self._start(resume, display)
                 self._fit(display)
                 return self._finish(display)
-        except BaseException:
+        except BaseException as error:
             if self.ranks.first:
                 self.folder.abandon()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._what_is_kept()) from None
             raise
         finally:
             if self._board:
                 self._board.close()
+
+    def _what_is_kept(self) -> str:
+        if not self.checkpoints.exists("last"):
+            return "Interrupted before the first checkpoint; nothing is kept."
+        return "Interrupted. Complete checkpoints are kept: --resume goes on from the last one."
 
     def _start(self, resume: bool, display: Display) -> None:
         if resume and self.checkpoints.exists("last"):
@@ -99,6 +107,8 @@ class Trainer:
                 {"epoch": self.position.epoch, "batch": self.position.batch}
             )
             display.print(f"Resuming {self.folder.path} at step {self.position.step}.")
+        elif resume:
+            display.print(f"No checkpoint at {self.folder.path}; starting over.")
         if self.ranks.first:
             # nothing of a run that had not got to its first checkpoint
             self.folder.forget_after(self.position.step or -1)
@@ -145,6 +155,8 @@ class Trainer:
         """Of the first steps of a run, which a resumed one has behind it."""
         steps = 0 if self.position.step else self.experiment.record_gradients
         ranker = self.state.model.module
+        if steps and "category" not in {f.name for f in ranker.fields}:
+            raise InputError("record_gradients compares rows of the field category: keep it.")
         return GradientRecorder(ranker.tables, ranker.fields, "category", steps)
 
     def _write_gradients(self, gradients: GradientRecorder) -> None:

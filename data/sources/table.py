@@ -135,7 +135,7 @@ class TableSource:
             if self.category:
                 events["category"] = _attribute(frame[self.category])
             if self.label:
-                events["label"] = events["action"] = _labels(frame[self.label], row)
+                events["label"] = events["action"] = self._labels(frame[self.label], row)
             if self.action:
                 events["action"] = _attribute(frame[self.action])
             yield pl.DataFrame(events)
@@ -149,7 +149,7 @@ class TableSource:
     ) -> dict[Split, Requests]:
         """Events of one user and time share a history, so they share a request."""
         if not self.sort:
-            _check_sorted(partition)
+            self._check_sorted(partition)
         item, time = partition.events["item"], partition.events["time"]
         first = np.flatnonzero(partition.history_end() == np.arange(len(time)))
         user = partition.user_index()[first]
@@ -239,20 +239,20 @@ class TableSource:
 
     def _times(self, frame: pl.DataFrame, row: int) -> pl.Series:
         """int64 times; a null stays null, for the builder to name. ``row``: rows before."""
-        time = frame[self.time]
+        time, where = frame[self.time], f"{self.path}: column {self.time}"
         if time.dtype == pl.String:
             # 01/02/2026 is a day of January or of February
             if (wrong := ~time.str.contains(r"^\d{4}[-/]")).any():
                 at = wrong.arg_max()
                 raise InputError(
-                    f"Column {self.time}, row {row + at + 1:,}: time {time[at]!r} is no date that "
+                    f"{where}, row {row + at + 1:,}: time {time[at]!r} is no date that "
                     "begins with the year. Write ISO dates (2026-01-31 12:00:00) or integers."
                 )
             try:
                 time = time.str.to_datetime(time_unit="us")
             except pl.exceptions.PolarsError as error:
                 raise InputError(
-                    f"Column {self.time} is text that is no date ({str(error).splitlines()[0]}). "
+                    f"{where} is text that is no date ({str(error).splitlines()[0]}). "
                     "Write ISO dates (2026-01-31 12:00:00) or integers."
                 ) from error
         if time.dtype in (pl.Date, pl.Datetime):
@@ -262,20 +262,45 @@ class TableSource:
             if wrong.any():
                 at = wrong.arg_max()
                 raise InputError(
-                    f"Column {self.time}, row {row + at + 1:,}: time {time[at]} is no whole "
+                    f"{where}, row {row + at + 1:,}: time {time[at]} is no whole "
                     "number. Write times as integers (of a finer unit, if there are fractions) "
                     "or dates."
                 )
         elif not (time.dtype.is_integer() or time.dtype == pl.Null):
             raise InputError(
-                f"Column {self.time} holds {time.dtype}; times are integers, dates or timestamps."
+                f"{where} holds {time.dtype}; times are integers, dates or timestamps."
             )
         try:
             return time.cast(pl.Int64)
         except pl.exceptions.InvalidOperationError as error:
+            raise InputError(f"{where} has times above 2**63 - 1. Use a coarser unit.") from error
+
+    def _labels(self, label: pl.Series, row: int) -> pl.Series:
+        """int8 labels. ``row``: rows before."""
+        if label.dtype.is_numeric() or label.dtype == pl.Boolean:
+            label = label.cast(pl.Float64)
+            wrong = ~label.is_in([0.0, 1.0]).fill_null(False)
+            if not wrong.any():
+                return label.cast(pl.Int8)
+            at = wrong.arg_max()
+        else:
+            at = 0
+        raise InputError(
+            f"{self.path}: column {label.name}, row {row + at + 1:,}: label {label[at]!r} is not 0 "
+            "or 1. Write labels as 0 and 1, and leave out rows without an answer."
+        )
+
+    def _check_sorted(self, partition: Partition) -> None:
+        """Raises InputError unless the sort by time kept each user's rows in the log's order."""
+        row, user = partition.events["row"], partition.user_index()
+        late = np.flatnonzero((row[1:] < row[:-1]) & (user[1:] == user[:-1]))
+        if len(late):
+            at = late[0]
             raise InputError(
-                f"Column {self.time} has times above 2**63 - 1. Use a coarser unit."
-            ) from error
+                f"{self.path} is not in order of time: row {row[at]:,} of user "
+                f"{partition.original[int(user[at])]} is earlier than their row {row[at + 1]:,}. "
+                "Sort each user's events with --sort, or sort the log."
+            )
 
 
 def _read_parquet(file: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
@@ -303,35 +328,6 @@ def _known_types(frame: pl.DataFrame) -> dict[str, pa.DataType]:
 def _attribute(values: pl.Series) -> pl.Series:
     """An optional column, which may be empty in all the rows that its type was guessed from."""
     return values.cast(pl.String) if values.dtype == pl.Null else values
-
-
-def _labels(label: pl.Series, row: int) -> pl.Series:
-    """int8 labels. ``row``: rows before."""
-    if label.dtype.is_numeric() or label.dtype == pl.Boolean:
-        label = label.cast(pl.Float64)
-        wrong = ~label.is_in([0.0, 1.0]).fill_null(False)
-        if not wrong.any():
-            return label.cast(pl.Int8)
-        at = wrong.arg_max()
-    else:
-        at = 0
-    raise InputError(
-        f"Column {label.name}, row {row + at + 1:,}: label {label[at]!r} is not 0 or 1. "
-        "Write labels as 0 and 1, and leave out rows without an answer."
-    )
-
-
-def _check_sorted(partition: Partition) -> None:
-    """Raises InputError unless the sort by time kept each user's rows in the log's order."""
-    row, user = partition.events["row"], partition.user_index()
-    late = np.flatnonzero((row[1:] < row[:-1]) & (user[1:] == user[:-1]))
-    if len(late):
-        at = late[0]
-        raise InputError(
-            f"The log is not in order of time: row {row[at]:,} of user "
-            f"{partition.original[int(user[at])]} is earlier than their row {row[at + 1]:,}. "
-            "Sort each user's events with --sort, or sort the log."
-        )
 
 
 def _sample(frames: Iterable[pl.Series]) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from data.errors import InputError
 from tests.ranks import RankError, run_ranks
 from tests.trainer.small_runs import ranks_of
-from trainer.processes import gather_rows, on_first_rank, process_group
+from trainer.processes import _told_once, gather_rows, on_first_rank, process_group
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,15 @@ def test_a_single_process_is_a_group_of_one_and_leaves_none_behind() -> None:
     assert facts == (0, 1, 1, True)
     assert backend == ("nccl" if torch.cuda.is_available() else "gloo")
     assert not left
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [((), "twofold: Interrupted.\n"), (("Nothing is kept.",), "twofold: Nothing is kept.\n")],
+)
+def test_an_interruption_is_told_with_what_its_raiser_knows(
+    words: tuple[str, ...], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, _told_once(dist.HashStore()):
+        raise KeyboardInterrupt(*words)
+    assert (ended.value.code, capfd.readouterr().err) == (2, told)

@@ -1,9 +1,11 @@
 """``twofold demo``: the main job."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data.errors import InputError
 from trainer import demo
 from trainer.commands.parsing import parse
 
@@ -21,8 +23,21 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
+    _check_known(arguments[:end])
     order: Order = parse(_parser, "demo", arguments[:end])
     return demo.main(*order, overrides=arguments[end + 1 :])
+
+
+def _check_known(arguments: Sequence[str]) -> None:
+    """A training's option before the -- is a likely mistake, so it gets a hint."""
+    known = {"help", *inspect.signature(_parser).parameters}
+    for place, word in enumerate(arguments):
+        name = word.split("=")[0]
+        if name.startswith("--") and name.removeprefix("--").replace("-", "_") not in known:
+            raise InputError(
+                f"twofold demo has no option {name}. Options of the trainings go after a --: "
+                f"twofold demo {' '.join([*arguments[:place], '--', *arguments[place:]])}"
+            )
 
 
 def _parser(

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from data.prepare import prepare
+from data.source import SPLITS
 from data.sources import SOURCES
 from data.store import StoreInfo
 from trainer.commands.parsing import choose, first_paragraph, parse, print_choices, wants_help
@@ -40,7 +41,32 @@ def main(arguments: Sequence[str]) -> int:
     with _quiet_pyarrow():
         info = build()
     Console().print(store_table(dataclasses.asdict(info)))
+    if warning := _empty_splits(name, info):
+        print(f"twofold: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _empty_splits(source: str, info: StoreInfo) -> str | None:
+    """What a store without requests to train, validate or test on is told with."""
+    empty = [split for split in SPLITS if not info.requests[split]]
+    if not empty:
+        return None
+    return (
+        f"this store has no {' and no '.join(empty)} requests, and train needs all three splits. "
+        f"{_EMPTY_BECAUSE.get(source, _TOO_SHORT)}"
+    )
+
+
+_TOO_SHORT = (
+    "The log is too short for the split: users need more events each. Prepare a larger part of it."
+)
+_EMPTY_BECAUSE = {
+    "table": "The log is too short for the split: either no event lies in that part of its time "
+    "(--val-fraction, --test-fraction, --val-start, --test-start), or no user has enough earlier "
+    "events there (--min-history). Change these, or prepare a longer log.",
+    "synthetic": "Each user's last pages are its requests, but the first page is none: raise "
+    "--events-per-user to several times --candidates, and --train-requests above 0.",
+}
 
 
 @contextlib.contextmanager
