@@ -1,6 +1,6 @@
 """Where attention goes by category and recency: what the tables say, and what is measured.
 
-Shapes: T target categories, B event categories, P ranks; S candidates.
+Shapes: T target categories, B event categories, P bins of recency ranks; S candidates.
 """
 
 from __future__ import annotations
@@ -11,50 +11,58 @@ import torch.distributed as dist
 from torch import Tensor
 
 from analysis.histories import history_ends
+from analysis.mutual_information import Axes
 from analysis.scores import PLACE, field_mask
 from data.batch import RankingBatch
 from modules.ranker import LifelongRanker, RankerOutput
 
 
+def map_groups(edges: np.ndarray, columns: int) -> np.ndarray:
+    """(P,) which column of a map each bin of ranks falls into: columns of about equal width on a
+    log scale, from the most recent event to the end of the history.
+
+    >>> map_groups(np.array([1, 2, 3, 4, 8, 16, 32, 64, 129]), 4).tolist()
+    [0, 0, 0, 1, 1, 2, 2, 3]
+    """
+    share = np.log(edges[:-1]) / np.log(max(edges[-1], 2))
+    _, groups = np.unique((share * columns).astype(int), return_inverse=True)
+    return groups
+
+
 class AttentionByPlace:
-    """Mean attention weight, full trained score and search included, of an event by its category
-    and rank and the candidate's category; an event that the search left out counts as 0.
+    """Mean attention weight, full trained score and search included, of an event by its category,
+    its rank and the candidate's category; an event that the search left out counts as 0.
     """
 
-    def __init__(
-        self, categories: np.ndarray, num_categories: int, ranks: int, device: torch.device
-    ) -> None:
-        """``categories``: of candidates and of events alike."""
-        self.ranks = ranks
-        slot = torch.full((num_categories,), -1, dtype=torch.int64)
-        slot[torch.from_numpy(categories)] = torch.arange(len(categories))
-        self._slot = slot.to(device)
-        shape = (len(categories), len(categories), ranks)
+    def __init__(self, axes: Axes, device: torch.device) -> None:
+        """``axes``: the categories and bins of ranks."""
+        self._target, self._event, self._place = axes.slots(device)
+        shape = (len(axes.targets), len(axes.events), len(axes.edges) - 1)
         self._weight = torch.zeros(shape, dtype=torch.float64, device=device)
         self._count = torch.zeros_like(self._weight)
 
     @torch.no_grad()
     def update(self, output: RankerOutput, batch: RankingBatch) -> None:
         """Adds a batch."""
-        rank = torch.arange(1, self.ranks + 1, device=self._slot.device)
         _, lengths = history_ends(batch)
-        every = (rank * (rank <= lengths[:, None])).expand(len(lengths), -1)
-        self._add(self._count, every, torch.ones_like(every, dtype=torch.float64), batch)
-        near = output.recency * (output.recency <= self.ranks)
-        self._add(self._weight, near, output.weights.double(), batch)
+        candidate = torch.arange(len(lengths), device=lengths.device)
+        of_pair = candidate.repeat_interleave(lengths)
+        rank = torch.arange(len(of_pair), device=lengths.device)
+        rank = rank - (lengths.cumsum(0) - lengths)[of_pair] + 1
+        self._add(self._count, of_pair, rank, torch.ones_like(rank, dtype=torch.float64), batch)
+        s, k = (output.recency > 0).nonzero(as_tuple=True)
+        self._add(self._weight, s, output.recency[s, k], output.weights[s, k].double(), batch)
 
-    def _add(self, sums: Tensor, recency: Tensor, values: Tensor, batch: RankingBatch) -> None:
-        """Adds (S, n) values of the events of (S, n) recencies; 0 is none."""
+    def _add(
+        self, sums: Tensor, candidate: Tensor, rank: Tensor, values: Tensor, batch: RankingBatch
+    ) -> None:
+        """Adds a value for each pair of a candidate and the event of a rank."""
         ends, _ = history_ends(batch)
-        target = self._slot[batch.candidates["category"].values()]
-        s, n = ((recency > 0) & (target >= 0)[:, None]).nonzero(as_tuple=True)
-        rank = recency[s, n]
-        event = self._slot[batch.history["category"].values()[ends[s] - rank]]
-        known = event >= 0
-        cell = (target[s] * sums.shape[1] + event) * sums.shape[2] + rank - 1
-        sums += torch.bincount(cell[known], values[s, n][known], minlength=sums.numel()).view_as(
-            sums
-        )
+        target = self._target[batch.candidates["category"].values()][candidate]
+        event = self._event[batch.history["category"].values()[ends[candidate] - rank]]
+        known = (target >= 0) & (event >= 0)
+        cell = (target * sums.shape[1] + event) * sums.shape[2] + self._place[rank]
+        sums += torch.bincount(cell[known], values[known], minlength=sums.numel()).view_as(sums)
 
     def mean(self, least: int) -> np.ndarray:
         """(T, B, P) over all ranks: collective. NaN with fewer than ``least`` events."""
@@ -65,23 +73,23 @@ class AttentionByPlace:
 
 
 @torch.no_grad()
-def place_attention(
-    ranker: LifelongRanker, categories: np.ndarray, ranks: int, device: torch.device
-) -> np.ndarray:
-    """(T, B, P) what category and recency alone say: softmax over the whole (B, P) grid of the
-    score with all other columns 0 (DARE, figures 8b and 8c, in the scale of training). Collective.
+def place_attention(ranker: LifelongRanker, axes: Axes, device: torch.device) -> np.ndarray:
+    """(T, B, P) what category and recency alone say: softmax over the grid of all categories and
+    ranks of the score with all other columns 0, as a mean over the ranks of a bin (DARE, figures
+    8b and 8c, in the scale of training). Collective.
     """
-    size = len(categories)
-    category = torch.from_numpy(categories).to(device)
+    ranks = int(axes.edges[-1]) - 1
+    target, event = (torch.from_numpy(ids).to(device) for ids in (axes.targets, axes.events))
     rank = torch.arange(1, ranks + 1, device=device)
-    grid = {"category": category.repeat_interleave(ranks), "recency": rank.repeat(size)}
+    grid = {"category": event.repeat_interleave(ranks), "recency": rank.repeat(len(event))}
     events = {f.name: torch.zeros_like(grid["category"]) for f in ranker.fields} | grid
-    candidates = {f.name: torch.zeros_like(category) for f in ranker.fields}
-    candidates["category"] = category
+    candidates = {f.name: torch.zeros_like(target) for f in ranker.fields}
+    candidates["category"] = target
     keys, queries = ranker.tables.attend(events, candidates)
     mask = field_mask(ranker, PLACE, keys)
     scores = ranker.score(ranker.score.query(queries * mask), ranker.score.key(keys * mask))
-    return scores.softmax(dim=1).view(size, size, ranks).cpu().numpy()
+    weights = scores.softmax(dim=1).view(len(target), len(event), ranks).cpu().numpy()
+    return np.add.reduceat(weights, axes.edges[:-1] - 1, axis=2) / np.diff(axes.edges)
 
 
 def correlations(learned: np.ndarray, truth: np.ndarray) -> tuple[float | None, float | None]:

@@ -116,6 +116,7 @@ def discriminability(
         seeds: of k-means.
     """
     made_from = _half(group)
+    features = features.astype(np.float64)  # k-means would convert every piece anew
     inside, outside = features[made_from], features[~made_from]
     shuffled = np.random.default_rng(0).permutation(label[~made_from])
     sizes = [k for k in sizes if 10 * k <= min(len(inside), len(outside))]

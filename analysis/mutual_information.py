@@ -12,7 +12,7 @@ Shapes: T target categories, B event categories, P bins of recency ranks; S cand
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -143,13 +143,46 @@ class InformationCounts:
         """(T, B, P) bool: at least so many events of the category, clicked and not clicked."""
         return (self.cells >= least).all(dim=-1)
 
+    def merged(self, groups: np.ndarray) -> InformationCounts:
+        """The same counts in wider bins.
+
+        Args:
+            groups: (P,) ascending: which new bin each bin becomes a part of.
+        """
+        first = np.flatnonzero(np.diff(groups, prepend=-1))
+        edges = np.append(self.axes.edges[first], self.axes.edges[-1])
+        wider = InformationCounts(replace(self.axes, edges=edges), self.cells.device)
+        index = torch.from_numpy(groups).to(self.cells.device)
+        wider.cells.index_add_(2, index, self.cells)
+        wider.totals.index_add_(1, index, self.totals)
+        wider.candidates += self.candidates
+        return wider
+
+    def widened_until_certain(self, least: int) -> tuple[Tensor, Tensor]:
+        """(T, B, P) bits, each of the narrowest bin around a place that has enough counts (bins
+        are merged by twos, again and again, to the whole history), 0 where none has; and (T, B, P)
+        bool: whether one has.
+        """
+        bins = np.arange(self.cells.shape[2])
+        found, known = self.information(), self.certain(least)
+        found = found * known
+        while bins[-1] > 0:
+            bins = bins // 2
+            wider = self.merged(bins)
+            back = torch.from_numpy(bins).to(found.device)
+            better = wider.certain(least)[:, :, back] & ~known
+            found = torch.where(better, wider.information()[:, :, back], found)
+            known = known | better
+        return found, known
+
 
 def _count(counts: Tensor, *index: Tensor) -> None:
     """Adds 1 at each index."""
     flat = torch.zeros_like(index[0])
     for size, part in zip(counts.shape, index, strict=True):
         flat = flat * size + part
-    counts += torch.bincount(flat, minlength=counts.numel()).view_as(counts)
+    # in place: the counts are much larger than a batch
+    counts.view(-1).index_add_(0, flat, torch.ones_like(flat))
 
 
 def mutual_information(present: Tensor, total: Tensor) -> Tensor:

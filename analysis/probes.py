@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from analysis.histories import chosen_rows, matches
+from analysis.scores import chooses_events
 from data.batch import RankingBatch
 from modules.jagged import blocks
-from modules.ranker import RankerOutput
+from modules.ranker import LifelongRanker, RankerOutput
 
 FIELDS = ("item", "category")
 
@@ -29,23 +30,22 @@ class SearchProbe:
       history. ln K if all weigh the same, 0 if one event has all the weight.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, ranker: LifelongRanker, device: torch.device) -> None:
         self._sums = torch.zeros(len(FIELDS) + 1, 2, dtype=torch.float64, device=device)
         """Of the shares and the entropy, and how many candidates they are of."""
-        self._searched = torch.zeros(1, dtype=torch.float64, device=device)
+        self._searches = chooses_events(ranker)
 
     @torch.no_grad()
     def update(self, output: RankerOutput, batch: RankingBatch) -> None:
         """Adds a batch."""
         rows, valid = chosen_rows(output, batch)
-        for number, field in enumerate(FIELDS):
+        for number, field in enumerate(FIELDS if self._searches else ()):
             share, found = self._shares(field, rows, valid, batch)
             self._sums[number, 0] += share.sum()
             self._sums[number, 1] += found.sum()
         attended = output.weights.sum(dim=1) > 0
         self._sums[-1, 0] += torch.special.entr(output.weights.double()).sum()
         self._sums[-1, 1] += attended.sum()
-        self._searched += valid.sum()
 
     def _shares(
         self, field: str, rows: Tensor, valid: Tensor, batch: RankingBatch
@@ -61,14 +61,11 @@ class SearchProbe:
         where the model chooses no events.
         """
         dist.all_reduce(self._sums)
-        dist.all_reduce(self._searched)
-        searched = bool(self._searched.item())
         result: dict[str, Any] = {}
         names = [f"same_{field}_recall" for field in FIELDS]
         sums = self._sums.tolist()
         for name, (total, count) in zip([*names, "attention_entropy"], sums, strict=True):
-            known = count > 0 and (searched or name not in names)
-            result[name] = total / count if known else None
+            result[name] = total / count if count else None
             result[name.replace("_recall", "").replace("_entropy", "") + "_candidates"] = int(count)
         return result
 

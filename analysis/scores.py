@@ -54,16 +54,16 @@ def has_partial_scores(ranker: LifelongRanker) -> bool:
     where a map has mixed the fields' columns.
     """
     config = ranker.config
-    mixed = config.sharing == "projected" and getattr(config, "projection", "") == "event"
+    mixed = config.sharing == "projected" and config.projection == "event"
     named = {f.name for f in ranker.fields}
     return config.score != "mlp" and not mixed and named.issuperset(PLACE)
 
 
 def chooses_by_score(ranker: LifelongRanker) -> bool:
     """Whether the search takes the K highest scores."""
-    return getattr(ranker.config, "search", "exact") == "exact"
+    return ranker.config.search == "exact"
 
 
 def chooses_events(ranker: LifelongRanker) -> bool:
     """Whether there is a search, and it chooses events, not clusters of them."""
-    return getattr(ranker.config, "search", "exact") not in ("clusters", "all")
+    return ranker.config.search not in ("clusters", "all")

@@ -39,9 +39,9 @@ ORDERS = ("score", "category and recency", "search", "most recent", "random")
 is what the published measure takes; what the search handed to attention, by weight; by time; any.
 """
 JUDGES = ("judged", "published")
-"""Which candidates are judged: all of a category with enough training candidates, an event of too
-few counts being worth 0; or, as published, those few of whose events have too few counts, every
-event being worth what its counts say."""
+"""Which candidates are judged, and by what. judged: all of a category with enough training
+candidates; the information is that of the narrowest bin of ranks with enough counts. published:
+only those candidates few of whose events have too few counts, whatever these say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ class SearchQuality:
         self._target, self._event, self._place = axes.slots(device)
         rich = counts.candidates.sum(dim=1) >= enough.candidates
         self._rich = torch.cat([rich, rich.new_zeros(1)])  # the last is no target
-        self._gain = _with_unknown(counts.information())
+        widened, _ = counts.widened_until_certain(enough.events)
+        self._gains = [_with_unknown(widened), _with_unknown(counts.information())]
         self._certain = _with_unknown(counts.certain(enough.events))
         self.orders = tuple(name for name in ORDERS if self._has(name))
         shape = (len(JUDGES), len(self.orders), self.k)
@@ -119,7 +120,7 @@ class SearchQuality:
         event = self._event[batch.history["category"].values()[rows_ML]]
         place = self._place[batch.history["recency"].values()[rows_ML]]
         cell = (target[kept][:, None], event, place)
-        mask_ML, gain_ML, certain_ML = mask_ML[kept], self._gain[cell], self._certain[cell]
+        mask_ML, certain_ML = mask_ML[kept], self._certain[cell]
         recency = torch.arange(mask_ML.shape[1], device=mask_ML.device).expand(mask_ML.shape)
         orders = {
             "score": scores_ML[kept],
@@ -129,9 +130,9 @@ class SearchQuality:
         }
         uncertain = (mask_ML & ~certain_ML).sum(1) / mask_ML.sum(1)
         published = uncertain <= self.enough.uncertain_share
-        self._judge(0, orders, gain_ML * certain_ML, mask_ML)
+        self._judge(0, orders, self._gains[0][cell], mask_ML)
         chosen = {name: order[published] for name, order in orders.items()}
-        self._judge(1, chosen, gain_ML[published], mask_ML[published])
+        self._judge(1, chosen, self._gains[1][cell][published], mask_ML[published])
 
     def _chosen(
         self, candidate: Tensor, output: RankerOutput, batch: RankingBatch, mask_ML: Tensor

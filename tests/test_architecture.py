@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "torchx_specs": set(),
 }
 
-PARTS = {"fbgemm_gpu": "fbgemm-gpu-cpu", "markupsafe": "jinja2"}
+PARTS = {"fbgemm_gpu": "fbgemm-gpu-cpu", "markupsafe": "jinja2", "sklearn": "scikit-learn"}
 """Distributions that bring an import of another name."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from data.source import Split
@@ -17,14 +18,12 @@ from trainer.state import build_state
 from trainer.tables import results_table
 
 
-def evaluate_run(run: Path, data: Path, split: Split, checkpoint: Link, ranks: Ranks) -> None:
-    """Prints the metrics of a run's checkpoint and writes them to a file of the run folder.
+def open_store_of(run: Path, config: dict[str, Any], data: Path) -> EventStore:
+    """The store at ``data``, which must be the one that a run was trained on.
 
     Raises:
-        InputError: no run or checkpoint there, or another store than the run's.
+        InputError: it is another one, or none.
     """
-    config = read_config(run)
-    experiment = read_experiment(config)
     store = EventStore.open(data)
     if store.info.fingerprint != config["data"]["fingerprint"]:
         raise InputError(
@@ -33,6 +32,18 @@ def evaluate_run(run: Path, data: Path, split: Split, checkpoint: Link, ranks: R
             f"{config['data']['fingerprint'][:12]}. Give the run's store, or prepare it again "
             "from the same log with the same options and seed."
         )
+    return store
+
+
+def evaluate_run(run: Path, data: Path, split: Split, checkpoint: Link, ranks: Ranks) -> None:
+    """Prints the metrics of a run's checkpoint and writes them to a file of the run folder.
+
+    Raises:
+        InputError: no run or checkpoint there, or another store than the run's.
+    """
+    config = read_config(run)
+    experiment = read_experiment(config)
+    store = open_store_of(run, config, data)
     state = build_state(experiment, store, ranks)
     position = Checkpoints(run, ranks).load(state, checkpoint)
     with Display(shown=ranks.first) as display:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchrec.distributed import DistributedModelParallel
 
 from analysis.probes import SearchProbe
 from data.batch import RankingBatch
@@ -121,10 +122,14 @@ def predict(
 
 @torch.no_grad()
 def probe_search(
-    model: nn.Module, store: EventStore, split: Split, experiment: Experiment, ranks: Ranks
+    model: DistributedModelParallel,
+    store: EventStore,
+    split: Split,
+    experiment: Experiment,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """What the search finds on the first ``PROBE_REQUESTS`` requests of a split. Collective."""
-    probe = SearchProbe(ranks.device)
+    probe = SearchProbe(model.module, ranks.device)
     batches = math.ceil(PROBE_REQUESTS / experiment.requests_per_batch)
     model.eval()
     for batch in itertools.islice(evaluation_loader(store, split, experiment, ranks), batches):

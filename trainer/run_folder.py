@@ -21,7 +21,8 @@ from trainer.experiment import Experiment
 
 RUN_FILES = (
     "plan.json", "metrics.jsonl", "analysis.json", "summary.json", "report.html",
-    "predictions-test.arrow", "evaluation-*.json", "gradients.json", "checkpoints", "tensorboard",
+    "predictions-test.arrow", "evaluation-*.json", "analysis-*.json", "analysis-*.html",
+    "gradients.json", "checkpoints", "tensorboard",
     "config.json",  # last: without it the rest would not be known for a run
 )  # fmt: skip
 FULL = 2**16

@@ -183,7 +183,7 @@ class Trainer:
                 for batch in itertools.islice(self._train_loader(), STATISTICS_BATCHES)
             ),
         )
-        probe = SearchProbe(self.ranks.device)
+        probe = SearchProbe(self.state.model.module, self.ranks.device)
         metrics = self._metrics("val", display, probe)[0]
         # a split of one class has no AUC: then the latest is the best
         auc = None if math.isnan(metrics.auc) else metrics.auc

@@ -10,11 +10,14 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from analysis.attention_map import AttentionByPlace, correlations, place_attention
+from analysis.mutual_information import Axes
 from tests.analysis.small_batches import batch_of
 from tests.analysis.test_search_quality import CATEGORY, forward, random_requests, ranker
 from tests.ranks import run_ranks
 
 CATEGORIES = np.array([3, 1])
+# ranks 1, 2 to 3, 4 to 12
+AXES = Axes(CATEGORIES, CATEGORIES, np.array([1, 2, 4, 13]), 7)
 
 
 def test_measured_attention_is_that_of_a_loop() -> None:
@@ -24,7 +27,7 @@ def test_measured_attention_is_that_of_a_loop() -> None:
         output = forward(model, batch)
 
     def measure(rank: int, world_size: int) -> list:
-        place = AttentionByPlace(CATEGORIES, 7, 3, torch.device("cpu"))
+        place = AttentionByPlace(AXES, torch.device("cpu"))
         place.update(output, batch)
         return place.mean(2).tolist()
 
@@ -37,9 +40,10 @@ def test_measured_attention_is_that_of_a_loop() -> None:
                 zip(output.recency[number].tolist(), output.weights[number].tolist(), strict=True)
             )
             number += 1
-            for rank, event in enumerate(reversed(history[-3:]), start=1):
+            for rank, event in enumerate(reversed(history), start=1):
                 if CATEGORY[item] in (3, 1) and CATEGORY[event] in (3, 1):
-                    cell = ((3, 1).index(CATEGORY[item]), (3, 1).index(CATEGORY[event]), rank - 1)
+                    place = 0 if rank == 1 else 1 if rank < 4 else 2
+                    cell = ((3, 1).index(CATEGORY[item]), (3, 1).index(CATEGORY[event]), place)
                     count[cell] += 1
                     weight[cell] += given.get(rank, 0.0)
     expected = np.where(count >= 2, weight / np.maximum(count, 1), np.nan)
@@ -50,22 +54,24 @@ def test_measured_attention_is_that_of_a_loop() -> None:
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 def test_the_grid_of_the_tables_is_a_softmax_of_the_score_without_items(kind: str) -> None:
     model = ranker(kind)
-    found = place_attention(model, CATEGORIES, 3, torch.device("cpu"))
+    found = place_attention(model, AXES, torch.device("cpu"))
     tables = {
         name.split(".")[-2]: weight.detach() for name, weight in model.tables.named_parameters()
     }
     category, recency = tables["attention_category"], tables["attention_recency"]
     for t, c in enumerate(CATEGORIES):
-        scores = np.zeros((2, 3))
+        scores = np.zeros((2, 12))
         for i, b in enumerate(CATEGORIES):
-            for p in (1, 2, 3):
+            for p in range(1, 13):
                 semantic = float(category[c] @ category[b])
                 if kind == "cosine":
                     semantic *= 6 / float(category[c].norm() * category[b].norm())
                 else:
                     semantic /= math.sqrt(8)
                 scores[i, p - 1] = semantic + float(recency[0] @ recency[p]) / 2
-        expected = np.exp(scores) / np.exp(scores).sum()
+        weights = np.exp(scores) / np.exp(scores).sum()
+        bins = (slice(0, 1), slice(1, 3), slice(3, 12))
+        expected = np.stack([weights[:, ranks].mean(axis=1) for ranks in bins], axis=1)
         np.testing.assert_allclose(found[t], expected, rtol=1e-4)
 
 

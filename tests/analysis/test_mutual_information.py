@@ -90,6 +90,32 @@ def test_information_of_a_cell_is_that_of_its_rows() -> None:
     assert not bool(counts.certain(1000)[0, 1, 0])
 
 
+def test_where_counts_are_few_the_bin_is_widened() -> None:
+    axes = Axes(np.array([1, 2]), np.array([1, 2, 3]), np.array([1, 2, 3, 5, 8]), 4)
+    requests, labels = random_requests(80)
+    counts = InformationCounts(axes, torch.device("cpu"))
+    counts.update(batch_of(requests, CATEGORY, labels))
+    least = 9
+    found, known = counts.widened_until_certain(least)
+    levels = set()
+    for t in range(2):
+        for b in range(3):
+            for p in range(4):
+                for level, bins in enumerate(([p], [p // 2 * 2, p // 2 * 2 + 1], range(4))):
+                    present = sum(counts.cells[t, b, q] for q in bins)
+                    total = sum(counts.totals[t, q] for q in bins)
+                    if bool((present >= least).all()):
+                        expected = float(mutual_information(present, total))
+                        levels.add(level)
+                        break
+                else:
+                    expected = 0.0
+                    levels.add("none")
+                assert float(found[t, b, p]) == pytest.approx(expected)
+                assert bool(known[t, b, p]) == (expected > 0)
+    assert {0, 1, 2} <= levels
+
+
 def test_bins_cover_every_rank_once() -> None:
     for length in (1, 9, 10, 11, 200, 1600):
         edges = recency_edges(length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,8 +36,11 @@ def by_hand(key: dict[int, int]) -> tuple[float, int]:
     return sum(shares) / len(shares), len(shares)
 
 
-def measure(requests: list[Any], weights: list[list[float]]) -> dict[str, Any]:
-    probe = SearchProbe(torch.device("cpu"))
+def measure(
+    requests: list[Any], weights: list[list[float]], search: str = "exact"
+) -> dict[str, Any]:
+    model = SimpleNamespace(config=SimpleNamespace(search=search))
+    probe = SearchProbe(model, torch.device("cpu"))
     batch = batch_of([(history, candidates) for history, candidates, _ in requests], CATEGORY)
     recency = [row for _, _, chosen in requests for row in chosen]
     probe.update(output_of(recency, weights), batch)
@@ -70,3 +74,9 @@ def test_where_nothing_can_be_found_there_is_no_share() -> None:
     assert found["same_item_recall"] is None
     assert found["same_item_candidates"] == 0
     assert found["attention_entropy"] is None
+
+
+def test_clusters_are_no_events_that_could_be_found() -> None:
+    found = run_ranks(lambda rank, world_size: measure(REQUESTS, WEIGHTS, "clusters"), 1)[0]
+    assert found["same_item_recall"] is None
+    assert found["attention_entropy"] > 0

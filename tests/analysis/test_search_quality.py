@@ -77,6 +77,8 @@ def by_hand(model: LifelongRanker, order: str, judge: str, seed: int = 1) -> Any
     """(ndcg, official, recall) by k, and how many candidates."""
     counts = counted()
     gains, certain = counts.information(), counts.certain(ENOUGH.events)
+    if judge == "judged":
+        gains, _ = counts.widened_until_certain(ENOUGH.events)
     requests, _ = random_requests(seed, 60)
     ndcg, official, recall = [], [], []
     for history, candidates in requests:
@@ -91,9 +93,7 @@ def by_hand(model: LifelongRanker, order: str, judge: str, seed: int = 1) -> Any
                 gain.append(float(gains[cell]) if known else 0.0)
                 sure.append(bool(certain[cell]) if known else False)
             gain, sure = np.array(gain), np.array(sure)
-            if judge == "judged":
-                gain = gain * sure
-            elif (~sure).mean() > ENOUGH.uncertain_share:
+            if judge == "published" and (~sure).mean() > ENOUGH.uncertain_share:
                 continue
             ideal = np.sort(gain)[::-1][:K]
             if ideal.max() == 0:
