@@ -27,8 +27,8 @@ from trainer.report.figures import (
 )
 
 DASHED = (0, (3, 3))
-NAME_LENGTH = 15
-ROW_NAME_LENGTH = 22
+NAME_LENGTH = 13
+ROW_NAME_LENGTH = 20
 
 
 def lines(
@@ -54,7 +54,7 @@ def lines(
         steps: many values: no dots.
         zero_line: marks y = 0.
     """
-    with _figure(right=128) as (figure, axes):
+    with _figure() as (figure, axes):
         for run in series:
             color = _run_color(run.color)
             if run.band is not None:
@@ -93,7 +93,7 @@ def heat_map(
     Args:
         values: (rows, columns); NaN is left open.
         rows: categories.
-        columns: recency ranks.
+        columns: recency ranks, "3–5"; the first one is written.
         marked: the row of the candidate's own category.
         color: of the run; None of no run.
         describe: for those who cannot see it.
@@ -122,8 +122,8 @@ def heat_map(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False)
         axes.set_yticks(range(len(rows)), labels=["" for _ in rows])
-        axes.set_xticks(range(1, len(columns) + 1), labels=columns, fontsize=8.5)
-        axes.set_xlabel("recency rank (1 = most recent)")
+        axes.set_xticks(range(1, len(columns) + 1), labels=[c.split("–")[0] for c in columns])
+        axes.set_xlabel("recency rank from (1 = most recent)")
         for row, name in enumerate(rows):
             ink = _INK if row == marked else _MUTED
             _beside(axes, "left", row, _shorten(name, ROW_NAME_LENGTH), ink)
@@ -132,7 +132,7 @@ def heat_map(
 
 def histogram(series: Sequence[Series], describe: str, *, x_label: str) -> Markup:
     """Shares in ten equal bins from 0 to 1, runs side by side."""
-    with _figure(right=128) as (figure, axes):
+    with _figure() as (figure, axes):
         width = 0.09 / len(series)
         for number, run in enumerate(series):
             left = run.x + 0.005 + number * width

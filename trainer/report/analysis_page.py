@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 
 from data.errors import InputError
-from trainer.report import analysis_sections, gradient_sections
-from trainer.report.analysis_sections import Analysis
+from trainer.report import gradient_sections, outcome_sections, search_sections
+from trainer.report.analysis_parts import Analysis
 from trainer.report.figures import COLORS
 
 KEYS = ("model", "run", "split", "search", "search_quality", "attention", "parts")
@@ -29,14 +29,14 @@ def write_analysis_report(path: Path, files: Sequence[Path]) -> None:
     """
     analyses = load_analyses(files)
     sections = [
-        analysis_sections.search(analyses),
-        analysis_sections.maps(analyses),
-        analysis_sections.quality(analyses),
+        search_sections.search(analyses),
+        search_sections.maps(analyses),
+        search_sections.quality(analyses),
         gradient_sections.gradients(analyses),
-        analysis_sections.discriminability(analyses),
-        analysis_sections.parts(analyses),
-        analysis_sections.lags(analyses),
-        analysis_sections.norms(analyses),
+        outcome_sections.discriminability(analyses),
+        outcome_sections.parts(analyses),
+        outcome_sections.lags(analyses),
+        outcome_sections.norms(analyses),
     ]
     html = _template().render(
         title=f"Twofold: analysis of {analyses[0].name}",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.report import analysis_figures as figures
-from trainer.report.analysis_sections import Analysis, Section, joined, percent
+from trainer.report.analysis_parts import Analysis, Section, joined, percent
 from trainer.report.figures import Series
 from trainer.report.sections import Panel
 

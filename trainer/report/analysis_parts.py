@@ -1,0 +1,39 @@
+"""What all sections of an analysis share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from trainer.report.sections import Panel
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The numbers of one run."""
+
+    name: str
+    color: int
+    content: Json
+
+
+class Section(NamedTuple):
+    """Pictures of one question."""
+
+    title: str
+    about: str
+    notes: list[str]
+    panels: list[Panel]
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """A share as people read it."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def joined(sentences: Sequence[str]) -> str:
+    """A paragraph."""
+    return " ".join(sentence for sentence in sentences if sentence)
