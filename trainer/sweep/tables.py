@@ -145,21 +145,24 @@ TABLES: dict[str, SweepTable] = {
         sentence="How many events must the search hand to attention?",
         axis="K, events that the search hands to attention",
         reference="dare-20",
+        flags=_flags(history_length=400),
         rows=_paired("model__top_k", (5, 10, 20, 50, 100), base=20),
     ),
     "attention-width": SweepTable(
         sentence="How narrow may attention be: DARE's attention tables alone, TWIN's one table.",
         axis="attention width of a field",
         reference="dare-16",
+        flags=_flags(history_length=400),
         rows=(
             *(_widths("dare", width, 16, "dare-16") for width in (2, 4, 8, 16, 32, 64)),
             *(_widths("twin", width, width, f"dare-{width}") for width in (2, 4, 8, 16, 32, 64)),
         ),
     ),
     "auxiliary": SweepTable(
-        sentence="What is the second loss worth, over the whole history and over a sample?",
+        sentence="What is the second loss worth, over the whole history and over a sample of it?",
         axis="auxiliary loss",
         reference="full",
+        flags=_flags(history_length=400),
         rows=(
             Row("full", "dare", _flags(model__auxiliary="full")),
             *(
@@ -173,6 +176,19 @@ TABLES: dict[str, SweepTable] = {
             Row("none", "dare", _flags(model__auxiliary="none")),
         ),
     ),
+    "auxiliary-cost": SweepTable(
+        sentence="Which second loss pays, if its cost could buy a longer history instead?",
+        axis="auxiliary loss, and the history that about 70 µs of CPU time per candidate buy",
+        reference="sampled-400",
+        rows=tuple(
+            Row(
+                f"{auxiliary}-{history}",
+                "dare",
+                _flags(model__auxiliary=auxiliary, history_length=history),
+            )
+            for auxiliary, history in (("full", 200), ("sampled", 400), ("none", 2000))
+        ),
+    ),
     "identity-prior": SweepTable(
         sentence="Should a search find the same item from its first step? Starts against 0.01.",
         axis="standard deviation of the attention rows' start",
@@ -183,6 +199,7 @@ TABLES: dict[str, SweepTable] = {
         sentence="Does DARE's lead over TWIN depend on the width of all tables?",
         axis="width of a field",
         reference="dare-16",
+        flags=_flags(history_length=400),
         rows=tuple(
             _widths(model, width, width, "dare-16" if model == "dare" else f"dare-{width}")
             for model in ("dare", "twin")
