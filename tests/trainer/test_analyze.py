@@ -90,7 +90,7 @@ def test_the_page_needs_nothing_else_and_says_what_the_numbers_say(analyzed: Pat
     assert page.count("<svg") == page.count("<figcaption") > 8
     content = read(analyzed, "analysis-best.json")
     share = content["gradients"]["conflicting_steps"]
-    assert f"negative in {100 * share:.0f} % of the steps" in page
+    assert f"negative in {100 * share:.0f}\N{NO-BREAK SPACE}% of the steps" in page
     assert "NaN" not in page
 
 

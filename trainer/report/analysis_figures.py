@@ -27,8 +27,8 @@ from trainer.report.figures import (
 )
 
 DASHED = (0, (3, 3))
-NAME_LENGTH = 13
-ROW_NAME_LENGTH = 20
+NAME_LENGTH = 15
+ROW_NAME_LENGTH = 18
 
 
 def lines(
@@ -71,7 +71,7 @@ def lines(
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * max(axes.dataLim.y1, 1e-12))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         _number_ticks(axes.yaxis)
         axes.set_xlabel(x_label)

@@ -26,12 +26,13 @@ class Section(NamedTuple):
     title: str
     about: str
     notes: list[str]
-    panels: list[Panel]
+    groups: list[list[Panel]]
+    """Each begins a row."""
 
 
 def percent(share: float | None, digits: int = 0) -> str:
     """A share as people read it."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def joined(sentences: Sequence[str]) -> str:

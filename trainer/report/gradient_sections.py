@@ -32,7 +32,7 @@ def gradients(analyses: Sequence[Analysis]) -> Section | None:
         "shared table the row gets their sum; in decoupled ones each goes to a row of its own, and "
         "the numbers say what the two tasks would do to each other."
     )
-    return Section("Gradients of attention and representation", about, notes, panels)
+    return Section("Gradients of attention and representation", about, notes, [panels])
 
 
 def _norm_panel(analysis: Analysis) -> Panel:

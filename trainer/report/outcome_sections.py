@@ -48,7 +48,7 @@ def discriminability(analyses: Sequence[Analysis]) -> Section | None:
         "does the cluster of another candidate say about its click? Mean and range of five starts "
         "of k-means. Shuffled labels show what so many clusters seem to say by chance."
     )
-    return Section("Discriminability", about, [], panels)
+    return Section("Discriminability", about, [], [panels])
 
 
 def _bits_sentence(analysis: Analysis, key: str) -> str:
@@ -82,7 +82,7 @@ def parts(analyses: Sequence[Analysis]) -> Section | None:
         "AUC within parts of the split, with 95 % intervals over requests. Parts differ in how "
         "hard their negatives are: compare runs within a part rather than parts with each other."
     )
-    return Section("Where the model is right", about, [], panels) if panels else None
+    return Section("Where the model is right", about, [], [panels]) if panels else None
 
 
 def _number(value: float | None) -> float:
@@ -147,7 +147,7 @@ def lags(analyses: Sequence[Analysis]) -> Section | None:
         "all events of a history weighed the same."
     )
     caption = joined([_lag_sentence(a, curve) for a, curve in zip(known, series, strict=True)])
-    return Section("Attention by lag", about, [], [Panel("Attention by lag", svg, caption)])
+    return Section("Attention by lag", about, [], [[Panel("Attention by lag", svg, caption)]])
 
 
 def _lag_sentence(analysis: Analysis, curve: Series) -> str:
@@ -194,4 +194,4 @@ def norms(analyses: Sequence[Analysis]) -> Section | None:
         "Mean length of the rows that attention reads, by how often the log names them; band: "
         "standard deviation. Where the search is by dot product, longer rows win it."
     )
-    return Section("Length of attention rows", about, [], panels) if panels else None
+    return Section("Length of attention rows", about, [], [panels]) if panels else None

@@ -61,7 +61,7 @@ def search(analyses: Sequence[Analysis]) -> Section | None:
         "few hundred of them. Recall: of the events of a history that have the candidate's item "
         "or category, the share among the K chosen ones, of at most K."
     )
-    return Section("What the search finds", about, [], panels)
+    return Section("What the search finds", about, [], [panels])
 
 
 def _curve(analysis: Analysis, key: str) -> Series:
@@ -128,11 +128,10 @@ def maps(analyses: Sequence[Analysis]) -> Section | None:
     first = analyses[0].content["attention"]
     if not first["maps"]:
         return None
-    panels = []
+    groups = []
     for drawn in first["maps"][:MAPS]:
-        panels.append(_truth_panel(first, drawn))
-        for analysis in analyses:
-            panels += _learned_panels(analysis, drawn["target"])
+        learned = [panel for a in analyses for panel in _learned_panels(a, drawn["target"])]
+        groups.append([_truth_panel(first, drawn), *learned])
     notes = [sentence for a in analyses if (sentence := _correlation_sentence(a))]
     about = (
         "For candidates of one category: how much the category of the event at a recency rank says "
@@ -140,7 +139,7 @@ def maps(analyses: Sequence[Analysis]) -> Section | None:
         "such an event gets. Each map from its least value, pale, to its greatest, full. Open "
         "cells have too few events."
     )
-    return Section("Learned attention against mutual information", about, notes, panels)
+    return Section("Learned attention against mutual information", about, notes, groups)
 
 
 def _array(cells: list[list[float | None]]) -> np.ndarray:
@@ -261,7 +260,9 @@ def quality(analyses: Sequence[Analysis]) -> Section | None:
         f"{percent(share)}); where an event's rank has too few counts, ranks around it are taken "
         "together. The ideal is that of length k at each k."
     )
-    return Section("The search against mutual information", about, [n for n in notes if n], panels)
+    return Section(
+        "The search against mutual information", about, [n for n in notes if n], [panels]
+    )
 
 
 def _orders(analysis: Analysis, judge: str = "judged") -> Json:
