@@ -12,11 +12,15 @@ import pytest
 
 from data.errors import InputError
 from data.prepare import prepare
+from data.store import EventStore
 from tests.ranks import run_ranks
 from tests.trainer.conftest import MakeRun
 from tests.trainer.small_runs import EXPERIMENT, SOURCE, ranks_of, read, train
-from trainer.analyze import analyze_run
+from trainer.analyze import Subject, analyze_run, measure
+from trainer.checkpoint import Position
+from trainer.progress import Display
 from trainer.report.analysis_page import write_analysis_report
+from trainer.state import build_state
 
 
 def analyze(run: Path, store: Path | None, out: Path, world_size: int = 1, *others: Path) -> dict:
@@ -159,3 +163,45 @@ def test_what_is_no_analysis_is_not_drawn_beside(
     with pytest.raises(InputError, match=r"analysis-best\.json"):
         write_analysis_report(tmp_path / "page.html", [analyzed / "analysis-best.json", file])
     assert not (tmp_path / "page.html").exists()
+
+
+KINDS = {
+    "hashed search": {"sharing": "shared", "search": "simhash", "auxiliary": "none"},
+    "clusters": {"sharing": "shared", "search": "clusters", "auxiliary": "none"},
+    "hash collisions": {
+        "sharing": "shared", "search": "all", "pooling": "collisions", "auxiliary": "none",
+    },
+    "mean": {"sharing": "shared", "search": "all", "pooling": "mean", "auxiliary": "none"},
+    "network": {"sharing": "shared", "score": "mlp", "auxiliary": "full"},
+    "maps by event": {"sharing": "projected", "projection": "event"},
+    "maps by field": {"sharing": "projected", "projection": "field"},
+    "category search": {"search": "category", "auxiliary": "none"},
+    "four tables": {"sharing": "four", "short_window": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_can_be_analyzed(kind: str, store: Path, tmp_path: Path) -> None:
+    model = dataclasses.replace(EXPERIMENT.model, **{"score": "dot", **KINDS[kind]})
+    fields = dataclasses.replace(EXPERIMENT.fields, attention_init_std=0.1)
+    experiment = EXPERIMENT.changed(model=model, fields=fields)
+
+    def measured(rank: int, world_size: int) -> dict:
+        ranks, opened = ranks_of(rank, world_size), EventStore.open(store)
+        state = build_state(experiment, opened, ranks)
+        subject = Subject(experiment, opened, state, Position(), ranks, "test")
+        return measure(subject, Display(shown=False))
+
+    content = run_ranks(measured, 1, timeout=120)[0]
+    quality = content["search_quality"]
+    if kind == "hashed search":
+        assert 0 < quality["agreement_with_exact"] < 1
+    if kind in ("clusters", "hash collisions", "mean"):
+        assert quality["agreement_with_exact"] is None
+    if kind in ("network", "maps by event"):
+        assert all("tables" not in entry for entry in content["attention"]["maps"])
+    file = tmp_path / "analysis-best.json"
+    names = {"model": kind, "run": "run", "checkpoint": "best", "step": 0, "split": "test"}
+    content |= {**names, "top_k": 4, "data": {"source": "x"}, "gradients": None, "training": []}
+    file.write_text(json.dumps(content, allow_nan=False))
+    write_analysis_report(tmp_path / "page.html", [file])

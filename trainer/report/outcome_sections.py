@@ -159,9 +159,10 @@ def _lag_sentence(analysis: Analysis, curve: Series) -> str:
     else:
         verdict = "age hardly matters"
     top = int(np.argmax(curve.y))
+    most = "the newest" if top == 0 else f"those from {curve.x[top]:.2g} days on"
     return (
         f"{analysis.name}: the newest events get {newest:.2f} times, the oldest {oldest:.2f} times "
-        f"their equal share, most ({curve.y[top]:.2f}) from {curve.x[top]:.2g} days on: {verdict}."
+        f"their equal share, most ({curve.y[top]:.2f}) {most}: {verdict}."
     )
 
 
