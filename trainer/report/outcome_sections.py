@@ -190,7 +190,7 @@ def norms(analyses: Sequence[Analysis]) -> Section | None:
             svg = figures.lines(
                 series, f"Norms of {field} rows", x_label="tenth by frequency (10 = most)"
             )
-            panels.append(Panel(f"Rows of {field}s for attention", svg, joined(sentences)))
+            panels.append(Panel(f"Attention rows of the field {field}", svg, joined(sentences)))
     about = (
         "Mean length of the rows that attention reads, by how often the log names them; band: "
         "standard deviation. Where the search is by dot product, longer rows win it."
