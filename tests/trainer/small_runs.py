@@ -36,7 +36,10 @@ EXPERIMENT = Experiment(
         hidden=(8,),
         auxiliary_hidden=(8,),
     ),
-    fields=FieldWidths(attention_dim=4, representation_dim=4, representation_init_std=0.1),
+    # a cosine turns small rows fast, and their rounding too: world sizes would part
+    fields=FieldWidths(
+        attention_dim=4, representation_dim=4, attention_init_std=1.0, representation_init_std=0.1
+    ),
     # epsilon above rounding, which else moves rows without gradient (docs/findings.md)
     tables=TableOptimizer(learning_rate=0.1, eps=1e-4),
     history_length=16,
