@@ -102,7 +102,7 @@ def mean_all(targets: Tensor, values: Tensor, blocks: Iterable[Block]) -> Tensor
 
     def mean(q_BCA: Tensor, k_BLA: Tensor, v_BLR: Tensor, mask_BL: Tensor) -> Tensor:
         in_history_BL = mask_BL.to(v_BLR.dtype)
-        weights_B1L = (in_history_BL / in_history_BL.sum(1, keepdim=True))[:, None]
+        weights_B1L = (in_history_BL / in_history_BL.sum(1, keepdim=True).clamp(min=1))[:, None]
         return (weights_B1L @ v_BLR).expand(-1, q_BCA.shape[1], -1)
 
     return pool_blocks(mean, targets[:, :0], values[:, :0], values, blocks)
@@ -130,8 +130,9 @@ def pool_blocks(
     """
     blocks = list(blocks)
     num_candidates = queries.shape[0]
-    if not blocks:
-        return values.new_zeros(num_candidates, values.shape[1])
+    if not blocks:  # one masked event: gradients, all zero, reach all that they do elsewhere
+        masked = torch.zeros(1, 1, dtype=torch.bool, device=values.device)
+        return pool(queries[None], keys.sum(0)[None, None], values.sum(0)[None, None], masked)[0]
     # one row more, for the padding of the blocks
     padded_queries = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
     rows, candidates = [block.rows for block in blocks], [block.candidates for block in blocks]

@@ -44,37 +44,41 @@ def cluster_histories(vectors: Tensor, lengths: Tensor) -> Clusters:
         vectors: (N, width) of the events.
         lengths: (R,) events of each history, on the host.
     """
-    device = vectors.device
-    request = torch.arange(len(lengths), device=device).repeat_interleave(lengths.to(device))
+    device, longest = vectors.device, int(lengths.max()) if len(lengths) else 0
+    most_parts = max(2, int(longest**FAN_OUT_EXPONENT) + 1)  # no wait to learn how many there are
+    request = torch.arange(len(lengths), device=device).repeat_interleave(
+        lengths.to(device), output_size=len(vectors)
+    )
     group = request.unique(return_inverse=True)[1]
     while True:
         sizes = torch.bincount(group, minlength=1)
         large = (sizes > MAX_MEMBERS)[group].nonzero().flatten()
         if not len(large):
             break
-        child = _divide(vectors[large], group[large])
+        child = _divide(vectors[large], group[large], most_parts)
         child_of = torch.zeros_like(group).index_put((large,), child)
-        fan_out = int(child.max()) + 1
         # a group's number begins with its parent's: those of a request stay in a row
-        group = (group * fan_out + child_of).unique(return_inverse=True)[1]
+        group = (group * most_parts + child_of).unique(return_inverse=True)[1]
     sizes = torch.bincount(group)
     request_of_cluster = torch.empty_like(sizes).index_put((group,), request)
     counts = torch.bincount(request_of_cluster, minlength=len(lengths))
     return Clusters(group, sizes, counts.cpu())
 
 
-def _divide(vectors: Tensor, group: Tensor) -> Tensor:
-    """(n,) number of the part, from 0, that each event of its group goes to."""
+def _divide(vectors: Tensor, group: Tensor, most_parts: int) -> Tensor:
+    """(n,) number of the part, below ``most_parts``, that each event of its group goes to."""
     group = group.unique(return_inverse=True)[1]
     size = torch.bincount(group)
     parts = (size.double() ** FAN_OUT_EXPONENT).long().clamp(min=2)
     place = _place_in_group(group, size)
     by_time = place * parts[group] // size[group]
-    child, width = by_time, int(parts.max())
+    child = by_time
     for _ in range(LLOYD_STEPS):
-        child = _nearest(vectors, group, _centroids(vectors, group, child, width))
+        centroids = _centroids(vectors, group * most_parts + child, len(size) * most_parts)
+        child = _nearest(vectors, group, centroids.unflatten(0, (-1, most_parts)))
     # a group that stayed whole is divided by time
-    taken = torch.bincount(group * width + child, minlength=len(size) * width).view(-1, width)
+    taken = torch.bincount(group * most_parts + child, minlength=len(size) * most_parts)
+    taken = taken.view(-1, most_parts)
     stuck = (taken.max(1).values == size)[group]
     return torch.where(stuck, by_time, child)
 
@@ -88,12 +92,11 @@ def _place_in_group(group: Tensor, size: Tensor) -> Tensor:
     return place
 
 
-def _centroids(vectors: Tensor, group: Tensor, child: Tensor, width: int) -> Tensor:
-    """(groups, width, d) means; NaN where a part has no event."""
-    bucket = group * width + child
-    count = torch.bincount(bucket, minlength=(int(group.max()) + 1) * width)
-    summed = vectors.new_zeros(len(count), vectors.shape[1]).index_add(0, bucket, vectors)
-    return (summed / count[:, None]).view(-1, width, vectors.shape[1])
+def _centroids(vectors: Tensor, part: Tensor, count: int) -> Tensor:
+    """(count, d) means; NaN where a part has no event."""
+    members = torch.bincount(part, minlength=count)
+    summed = vectors.new_zeros(count, vectors.shape[1]).index_add(0, part, vectors)
+    return summed / members[:, None]
 
 
 def _nearest(vectors: Tensor, group: Tensor, centroids: Tensor) -> Tensor:

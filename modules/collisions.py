@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modules.attention import pool_blocks
 from modules.jagged import Block
-from modules.search_units import hyperplanes
+from modules.random import hyperplanes
 
 
 class HashCollisions(nn.Module):

@@ -67,8 +67,8 @@ def ranking_losses(
 
 
 def l2_penalty(module: nn.Module) -> Tensor:
-    """Sum of squares of the heads', the projections' and DIN's network's parameters, biases left
-    out, batch-norm gains and PReLU slopes included. Tables are not regularized.
+    """Sum of squares of the parameters of heads, projections, SIM soft's maps and DIN's network:
+    biases left out, batch-norm gains and PReLU slopes included. Tables are not regularized.
     """
     squares = (
         parameter.square().sum()

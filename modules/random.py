@@ -43,3 +43,8 @@ def uniform(*coordinates: Tensor | int) -> Tensor:
 def normal(*coordinates: Tensor | int) -> Tensor:
     """float64 standard normal, by inversion of :func:`uniform`."""
     return torch.special.ndtri(uniform(*coordinates))
+
+
+def hyperplanes(width: int, count: int) -> Tensor:
+    """(width, count) standard normal numbers, always the same: normals of sign hashes."""
+    return normal(0, 0, torch.arange(width)[:, None], torch.arange(count)).float()

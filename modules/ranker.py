@@ -14,24 +14,14 @@ from torchrec import KeyedJaggedTensor
 
 from modules.attention import attend_all, attend_chosen, mean_all
 from modules.clusters import cluster_histories
-from modules.collisions import HashCollisions
-from modules.head import INIT_STD, InterestHead
-from modules.jagged import blocks, first_rows
+from modules.head import InterestHead
+from modules.jagged import first_rows
+from modules.parts import make_collisions, make_score, make_search, start_maps_small
 from modules.random import uniform
 from modules.ranker_config import RankerConfig
-from modules.score import MLPScore, Score
 from modules.search import Histories, Selection, most_recent, sample_others
-from modules.search_units import (
-    CATEGORY,
-    CategorySearch,
-    ExactSearch,
-    RecentSearch,
-    Search,
-    SimHashSearch,
-    SoftSearch,
-    search_by_score,
-)
-from modules.tables import EventTables, FieldConfig, Projections, Rows
+from modules.search_units import SoftSearch, search_by_score
+from modules.tables import EventTables, FieldConfig, Rows
 
 
 class RankerOutput(NamedTuple):
@@ -42,8 +32,8 @@ class RankerOutput(NamedTuple):
     auxiliary_logits: Tensor | None
     """(S,) of the auxiliary head; None in evaluation and with ``auxiliary="none"``."""
     weights: Tensor
-    """(S, K) attention weights of the chosen events, without gradient; 0 where there are fewer.
-    (S, 0) where no event is chosen before the others."""
+    """(S, K) attention weights of the chosen events, or clusters, without gradient; 0 where there
+    are fewer. (S, 0) with ``search="all"``, which chooses none."""
     recency: Tensor
     """(S, K) rank from the end of each chosen event (1: most recent); 0 where there are fewer. Of
     a cluster, the rounded mean."""
@@ -74,15 +64,11 @@ class LifelongRanker(nn.Module):
         # semantic fields first: the score splits the width in two
         self.fields = tuple(sorted(fields, key=lambda f: not f.semantic))
         self.tables = EventTables(self.fields, config.sharing, device, config.projection)
-        self.score = _make_score(config, self.fields)
-        self.search = _make_search(config, self.fields, self.score)
+        self.score = make_score(config, self.fields)
+        self.search = make_search(config, self.fields, self.score)
+        self.collisions = make_collisions(config, self.score)
         if config.pooling != "attention" and not config.short_window:
             self.score.requires_grad_(requires_grad=False)  # no gradient would come
-        self.collisions = (
-            HashCollisions(self.score.hashable_width(), config.hash_groups, config.hash_group_bits)
-            if config.pooling == "collisions"
-            else None
-        )
         width = sum(f.representation_dim for f in fields)
         self.head = InterestHead(
             width,
@@ -95,8 +81,8 @@ class LifelongRanker(nn.Module):
             self.auxiliary_head = InterestHead(
                 width, config.auxiliary_hidden, config.target_aware, config.official_init
             )
-        if config.official_init:
-            _initialize_as_published(self)
+        if config.small_maps:
+            start_maps_small(self)
 
     def forward(
         self,
@@ -119,17 +105,17 @@ class LifelongRanker(nn.Module):
             candidate_counts: (R,) int64 on the host.
             seed: of this step's draws.
         """
-        histories = Histories(
-            events={f.name: history[f.name].values() for f in self.fields},
-            candidates={f.name: candidates[f.name].values() for f in self.fields},
-            blocks=list(blocks(history_lengths, candidate_counts, request_of.device)),
-            first_row=first_rows(history_lengths).to(request_of.device)[request_of],
-            length=history_lengths.to(request_of.device)[request_of],
+        histories = Histories.of(
+            {f.name: history[f.name].values() for f in self.fields},
+            {f.name: candidates[f.name].values() for f in self.fields},
+            request_of,
+            history_lengths,
+            candidate_counts,
         )
         if self.config.search == "all":
             return self._forward_all(histories)
         if self.config.search == "clusters":
-            return self._forward_clusters(histories, history_lengths, candidate_counts, request_of)
+            return self._forward_clusters(histories)
         if self.training and self.config.auxiliary == "full" and not self._sees_found_alone():
             return self._forward_full(histories)
         return self._forward_fast(
@@ -150,16 +136,10 @@ class LifelongRanker(nn.Module):
         if self.config.pooling == "mean":
             interests = mean_all(rows.targets, rows.values, histories.blocks)
         elif self.collisions is not None:
-            interests = self.collisions(
-                self.score.hashable(raw.queries),
-                self.score.hashable(raw.keys),
-                rows.values,
-                histories.blocks,
-            )
+            queries, keys = self.score.hashable(raw.queries), self.score.hashable(raw.keys)
+            interests = self.collisions(queries, keys, rows.values, histories.blocks)
         else:
-            interests = attend_all(
-                rows.queries, rows.keys, rows.values, histories.blocks, self.score
-            )
+            interests = self._attend_all(rows, histories)
         nothing = interests.new_zeros(len(interests), 0)
         logits = self.head(rows.targets, interests, *self._short_interest(rows, histories))
         return RankerOutput(logits, None, nothing, nothing.long())
@@ -168,32 +148,22 @@ class LifelongRanker(nn.Module):
         """Gradient reaches every event, through the auxiliary attention over the whole history."""
         raw = self.tables(histories.events, histories.candidates)
         rows = self._scored(raw)
-        if isinstance(self.search, ExactSearch):  # by what is already there
-            chosen = search_by_score(
-                rows.queries, rows.keys, self.score, histories, self.config.top_k
-            )
-        else:
-            chosen = self.search(
-                histories, lambda: (raw.keys, raw.queries), self.score, self.config.top_k
-            )
-        if isinstance(self.search, SoftSearch):
-            pooled = self.search.pool(raw.queries, raw.keys, raw.values, histories.blocks)
-        else:
-            pooled = attend_all(rows.queries, rows.keys, rows.values, histories.blocks, self.score)
+        chosen = self.search(
+            histories, lambda: (raw.keys, raw.queries), self.score, self.config.top_k
+        )
+        pooled = (
+            self.search.pool(raw.queries, raw.keys, raw.values, histories.blocks)
+            if isinstance(self.search, SoftSearch)
+            else self._attend_all(rows, histories)
+        )
         short = self._short_interest(rows, histories)
-        return self._answer(rows, chosen, _recency(histories, chosen), pooled, short)
+        return self._answer(rows, chosen, histories.age_of(chosen), pooled, short)
 
-    def _forward_clusters(
-        self,
-        histories: Histories,
-        history_lengths: Tensor,
-        candidate_counts: Tensor,
-        request_of: Tensor,
-    ) -> RankerOutput:
+    def _forward_clusters(self, histories: Histories) -> RankerOutput:
         """Exact search among clusters, each as likely as its members together."""
         raw = self.tables(histories.events, histories.candidates)
-        # the score normalizes or drops columns: like events are those of like keys
-        clusters = cluster_histories(self._semantic(raw.keys), history_lengths)
+        semantic = sum(f.attention_dim for f in self.fields if f.semantic)
+        clusters = cluster_histories(raw.keys[:, :semantic], histories.lengths)
         rows = self._scored(
             raw._replace(keys=clusters.mean(raw.keys), values=clusters.mean(raw.values))
         )
@@ -203,29 +173,26 @@ class LifelongRanker(nn.Module):
             keys=torch.cat([rows.keys, log_size], 1),
             queries=torch.cat([rows.queries, rows.queries.new_ones(len(rows.queries), 1)], 1),
         )
-        counted = histories._replace(
-            blocks=list(blocks(clusters.lengths, candidate_counts, request_of.device)),
-            first_row=first_rows(clusters.lengths).to(request_of.device)[request_of],
-            length=clusters.lengths.to(request_of.device)[request_of],
+        of_clusters = histories.of_lengths(clusters.lengths)
+        chosen = search_by_score(
+            rows.queries, rows.keys, self.score, of_clusters, self.config.top_k
         )
-        chosen = search_by_score(rows.queries, rows.keys, self.score, counted, self.config.top_k)
-        age = _age(history_lengths, request_of.device)
-        recency = clusters.mean(age.to(rows.keys.dtype)[:, None]).round().long().squeeze(1)
-        pooled = None
-        if self.training and self.config.auxiliary == "full":
-            pooled = attend_all(rows.queries, rows.keys, rows.values, counted.blocks, self.score)
+        age = clusters.mean(histories.ages().to(rows.keys.dtype)[:, None]).round().long()
+        with_auxiliary = self.training and self.config.auxiliary == "full"
+        pooled = self._attend_all(rows, of_clusters) if with_auxiliary else None
         short = self._short_interest(self._scored(raw), histories)
-        return self._answer(rows, chosen, _take(recency, chosen.rows) * chosen.valid, pooled, short)
+        age_of_chosen = _take(age.squeeze(1), chosen.rows) * chosen.valid
+        return self._answer(rows, chosen, age_of_chosen, pooled, short)
 
     def _answer(
         self,
         rows: Rows,
         chosen: Selection,
-        recency: Tensor,
+        age: Tensor,
         pooled: Tensor | None,
         short: list[Tensor],
     ) -> RankerOutput:
-        """Attention over the chosen of many rows, and both heads."""
+        """Attention over the chosen of all rows, and both heads."""
         interests, weights = self._attend(
             rows.queries, _take(rows.keys, chosen.rows), _take(rows.values, chosen.rows), chosen
         )
@@ -233,7 +200,7 @@ class LifelongRanker(nn.Module):
             self.head(rows.targets, interests, *short),
             None if pooled is None else self.auxiliary_head(rows.targets, pooled),
             weights.detach(),
-            recency,
+            age,
         )
 
     def _forward_fast(self, histories: Histories, draw: Callable[[], Tensor]) -> RankerOutput:
@@ -245,36 +212,37 @@ class LifelongRanker(nn.Module):
             self.score,
             k,
         )
-        parts, with_auxiliary = [chosen], self.training and self.config.auxiliary != "none"
-        if with_others := with_auxiliary and self.config.auxiliary == "sampled":
+        wanted = [chosen]
+        with_others = self.training and self.config.auxiliary == "sampled"
+        if with_others:
             others, log_weight = sample_others(
                 chosen, histories.first_row, histories.length, m, draw()
             )
-            parts.append(others)
+            wanted.append(others)
         if w:
-            parts.append(most_recent(histories.first_row, histories.length, w))
-        rows = self._look_up(_side_by_side(parts), histories)
-        queries, keys, values, targets = rows.queries, rows.keys, rows.values, rows.targets
-        interests, weights = self._attend(queries, keys[:, :k], values[:, :k], chosen)
-        all_interests = [interests]
+            last = most_recent(histories.first_row, histories.length, w)
+            wanted.append(last)
+        queries, keys, values, targets = self._look_up(_side_by_side(wanted), histories)
+        interest, weights = self._attend(queries, keys[:, :k], values[:, :k], chosen)
+        interests, pooled = [interest], interest
         if w:
-            all_interests.append(self._attend(queries, keys[:, -w:], values[:, -w:], parts[-1])[0])
-        auxiliary_logits = None
+            interests.append(self._attend(queries, keys[:, -w:], values[:, -w:], last)[0])
         if with_others:
-            raised = torch.cat(
-                [log_weight.new_zeros(chosen.rows.shape), log_weight.expand_as(others.rows)], 1
+            raised = [log_weight.new_zeros(chosen.rows.shape), log_weight.expand_as(others.rows)]
+            both = _side_by_side([chosen, others])
+            pooled, _ = self._attend(
+                queries, keys[:, : k + m], values[:, : k + m], both, torch.cat(raised, 1)
             )
-            interests, _ = self._attend(
-                queries, keys[:, : k + m], values[:, : k + m], _side_by_side(parts[:2]), raised
-            )
-        if with_auxiliary:
-            auxiliary_logits = self.auxiliary_head(targets, interests)
+        with_auxiliary = self.training and self.config.auxiliary != "none"
         return RankerOutput(
-            self.head(targets, *all_interests),
-            auxiliary_logits,
+            self.head(targets, *interests),
+            self.auxiliary_head(targets, pooled) if with_auxiliary else None,
             weights.detach(),
-            _recency(histories, chosen),
+            histories.age_of(chosen),
         )
+
+    def _attend_all(self, rows: Rows, histories: Histories) -> Tensor:
+        return attend_all(rows.queries, rows.keys, rows.values, histories.blocks, self.score)
 
     def _attend(
         self,
@@ -298,57 +266,16 @@ class LifelongRanker(nn.Module):
         """Keys and queries as the score takes them."""
         return rows._replace(keys=self.score.key(rows.keys), queries=self.score.query(rows.queries))
 
-    def _semantic(self, keys: Tensor) -> Tensor:
-        """(N, A) -> the columns that say what an event is about."""
-        return keys[:, : sum(f.attention_dim for f in self.fields if f.semantic)]
-
-    def _look_up(self, attended: Selection, histories: Histories) -> Rows:
-        """Rows of each candidate's own events, (S, K, ...), and of the candidates."""
+    def _look_up(
+        self, attended: Selection, histories: Histories
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(S, A) queries, each candidate's own (S, K, A) keys and (S, K, R) values, targets."""
         # padding is id 0: with an event's ids, an optimizer with momentum would move its row
         rows, valid = attended.rows.flatten(), attended.valid.flatten()
         events = {name: _take(ids, rows) * valid for name, ids in histories.events.items()}
-        found = self._scored(self.tables(events, histories.candidates))
-        return found._replace(
-            keys=found.keys.unflatten(0, attended.rows.shape),
-            values=found.values.unflatten(0, attended.rows.shape),
-        )
-
-
-def _make_score(config: RankerConfig, fields: tuple[FieldConfig, ...]) -> Score | MLPScore:
-    if config.score == "mlp":
-        return MLPScore(fields)
-    # equal in all that a filled category search finds, but for what fills it up
-    unused = frozenset({CATEGORY}) if config.search == "category_filled" else frozenset()
-    return Score(fields, config.score, config.temperature, unused)
-
-
-def _make_search(
-    config: RankerConfig, fields: tuple[FieldConfig, ...], score: Score | MLPScore
-) -> Search:
-    match config.search:
-        case "simhash":
-            width = score.hashable_width(semantic_only=not config.hash_recency)
-            bits = config.hash_bits or 2 * width
-            return SimHashSearch(width, bits, semantic_only=not config.hash_recency)
-        case "category" | "category_filled":
-            if CATEGORY not in {f.name for f in fields}:
-                raise ValueError(f"search={config.search!r} needs a field {CATEGORY!r}.")
-            return CategorySearch(fill=config.search == "category_filled")
-        case "soft":
-            return SoftSearch(sum(f.attention_dim for f in fields))
-        case "recent":
-            return RecentSearch()
-        case _:
-            return ExactSearch()
-
-
-def _initialize_as_published(model: nn.Module) -> None:
-    """The heads do it themselves."""
-    for module in model.modules():
-        if isinstance(module, (Projections, MLPScore)):
-            for name, parameter in module.named_parameters():
-                if not name.endswith("bias"):
-                    nn.init.normal_(parameter, std=INIT_STD)
+        keys, queries, values, targets = self._scored(self.tables(events, histories.candidates))
+        shape = attended.rows.shape
+        return queries, keys.unflatten(0, shape), values.unflatten(0, shape), targets
 
 
 def _side_by_side(parts: list[Selection]) -> Selection:
@@ -358,21 +285,10 @@ def _side_by_side(parts: list[Selection]) -> Selection:
     )
 
 
-def _recency(histories: Histories, chosen: Selection) -> Tensor:
-    """(S, K) rank from the end of the history, 0 where not valid."""
-    return ((histories.first_row + histories.length)[:, None] - chosen.rows) * chosen.valid
-
-
-def _age(history_lengths: Tensor, device: torch.device) -> Tensor:
-    """(N,) rank of each event from the end of its history."""
-    ends = history_lengths.cumsum(0).repeat_interleave(history_lengths)
-    return (ends - torch.arange(len(ends))).to(device)
-
-
 def _take(values: Tensor, rows: Tensor) -> Tensor:
     """``values[rows]``; zeros where no history of the batch has an event."""
-    if len(values) == 0:
-        return values.new_zeros((*rows.shape, *values.shape[1:]))
+    if len(values) == 0:  # part of the graph: every rank has to run every backward
+        return values.sum(0).expand(*rows.shape, *values.shape[1:])
     return values[rows]
 
 

@@ -16,6 +16,9 @@ Pooling = Literal["attention", "collisions", "mean"]
 Auxiliary = Literal["full", "sampled", "none"]
 
 
+MAX_GROUP_BITS = 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankerConfig:
     """Defaults are DARE's."""
@@ -49,13 +52,13 @@ class RankerConfig:
     auxiliary_others: int = 20
     """sampled: others drawn for each candidate (M)."""
     hash_bits: int = 0
-    """simhash: bits of a code (m); 0: twice the attention width."""
+    """simhash: bits of a code (m); 0: twice the width that is hashed."""
     hash_recency: bool = True
     """simhash: False hashes the semantic fields alone, so that an item has one code."""
     hash_groups: int = 16
     """collisions: groups of hashes (G)."""
     hash_group_bits: int = 3
-    """collisions: hashes of a group, all of which have to agree."""
+    """collisions: hashes of a group, all of which have to agree; at most 8."""
     target_aware: bool = True
     """Feeds the head the product of candidate and interest too."""
     hidden: tuple[int, ...] = (200, 80)
@@ -63,13 +66,20 @@ class RankerConfig:
     auxiliary_hidden: tuple[int, ...] = (200,)
     """Widths of the auxiliary head's hidden layers."""
     official_init: bool = False
-    """Starts batch-norm gains, PReLU slopes, projections and DIN's network from N(0, 0.01²) too, as
-    the published code does."""
+    """Starts batch-norm gains and PReLU slopes from N(0, 0.01²) too, as the published code does."""
+    small_maps: bool = False
+    """Starts projections, SIM soft's maps and DIN's network from N(0, 0.01²), as the published code
+    does; else maps start as the identity."""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "auxiliary_others", "hash_groups", "hash_group_bits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hash_group_bits > MAX_GROUP_BITS:
+            raise ValueError(
+                f"hash_group_bits must be at most {MAX_GROUP_BITS}, got {self.hash_group_bits}: "
+                "each doubles the memory."
+            )
         for name in ("short_window", "hash_bits"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
@@ -107,11 +117,13 @@ class RankerConfig:
                 f"not {self.auxiliary!r}: {_REASONS[self.search]}."
             )
         if self.score == "mlp" and (
-            self.search in ("simhash", "clusters") or self.pooling == "collisions"
+            self.search in ("simhash", "clusters", "category_filled")
+            or self.pooling == "collisions"
         ):
             raise ValueError(
-                "score='mlp' is no product of two vectors, which hashes and clusters need: "
-                "take score='dot' or 'cosine'."
+                "score='mlp' is no product of two vectors, which hashes and clusters need, and "
+                "cannot leave the category out, as category_filled does: take score='dot' or "
+                "'cosine'."
             )
 
     @property

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modules.jagged import Block
+from modules.jagged import Block, blocks, first_rows
 from modules.tables import Ids
 
 
@@ -32,17 +32,54 @@ class Histories(NamedTuple):
     """Of the N events."""
     candidates: Ids
     """Of the S candidates."""
+    request_of: Tensor
+    """(S,) request of each candidate."""
+    lengths: Tensor
+    """(R,) events of each history, on the host."""
+    counts: Tensor
+    """(R,) candidates of each request, on the host."""
     blocks: list[Block]
     first_row: Tensor
     """(S,) where each candidate's history begins."""
     length: Tensor
     """(S,) events in it."""
 
+    @classmethod
+    def of(
+        cls, events: Ids, candidates: Ids, request_of: Tensor, lengths: Tensor, counts: Tensor
+    ) -> Histories:
+        """The rest follows from these."""
+        device = request_of.device
+        return cls(
+            events,
+            candidates,
+            request_of,
+            lengths,
+            counts,
+            blocks=list(blocks(lengths, counts, device)),
+            first_row=first_rows(lengths).to(device)[request_of],
+            length=lengths.to(device)[request_of],
+        )
+
+    def of_lengths(self, lengths: Tensor) -> Histories:
+        """The same requests with histories of something else, ``lengths`` of them."""
+        return Histories.of(self.events, self.candidates, self.request_of, lengths, self.counts)
+
+    def age_of(self, chosen: Selection) -> Tensor:
+        """(S, K) rank of the chosen events from the end of the history, 0 where not valid."""
+        return ((self.first_row + self.length)[:, None] - chosen.rows) * chosen.valid
+
+    def ages(self) -> Tensor:
+        """(N,) rank of each event from the end of its history."""
+        total = int(self.lengths.sum())
+        ends = self.lengths.cumsum(0).repeat_interleave(self.lengths, output_size=total)
+        return (ends - torch.arange(total)).to(self.request_of.device)
+
 
 @torch.no_grad()
 def top_k(
     rank: Callable[[Block], Tensor],
-    blocks: Iterable[Block],
+    of_blocks: Iterable[Block],
     k: int,
     num_candidates: int,
     device: torch.device,
@@ -55,7 +92,7 @@ def top_k(
     Args:
         rank: (B, C, L) numbers for a block: the higher the better, -inf if not to be chosen.
             Those of padding do not matter.
-        blocks: of the batch.
+        of_blocks: those of the batch.
         k: events kept for each candidate.
         num_candidates: S.
         device: of the result.
@@ -63,7 +100,7 @@ def top_k(
     # one row more, where the padding of the blocks lands
     rows = torch.zeros(num_candidates + 1, k, dtype=torch.int64, device=device)
     valid = torch.zeros(num_candidates + 1, k, dtype=torch.bool, device=device)
-    for block in blocks:
+    for block in of_blocks:
         ranks_BCL = rank(block).masked_fill(~block.row_mask[:, None], -torch.inf)
         kept = min(k, block.rows.shape[1])
         highest_BCK, best_BCK = ranks_BCL.topk(kept, dim=-1)

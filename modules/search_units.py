@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from modules.attention import sum_all
 from modules.jagged import Block
-from modules.random import normal
+from modules.random import hyperplanes
 from modules.score import MLPScore, Score, dot
 from modules.search import Histories, Selection, most_recent, top_k
 
@@ -107,9 +107,11 @@ class SimHashSearch(nn.Module):
 
         def rank(block: Block) -> Tensor:
             # agreeing minus differing bits: -2 Hamming distance + constant
-            agreement_BCL = padded[block.candidates] @ keys[block.rows].mT
+            with torch.autocast(keys.device.type, enabled=False):
+                agreement_BCL = padded[block.candidates] @ keys[block.rows].mT
             length = block.rows.shape[1]
-            return agreement_BCL * length + torch.arange(length, device=keys.device)
+            # float32 counts to 2^24 only
+            return agreement_BCL.double() * length + torch.arange(length, device=keys.device)
 
         return top_k(rank, histories.blocks, k, len(queries), queries.device)
 
@@ -144,11 +146,6 @@ class SoftSearch(nn.Module):
     def pool(self, queries: Tensor, keys: Tensor, values: Tensor, blocks: list[Block]) -> Tensor:
         """(S, R) sum of the values of the whole history, weighted by the search's scores."""
         return sum_all(self.query_map(queries), self.key_map(keys), values, blocks)
-
-
-def hyperplanes(width: int, count: int) -> Tensor:
-    """(width, count) standard normal numbers, always the same."""
-    return normal(0, 0, torch.arange(width)[:, None], torch.arange(count)).float()
 
 
 def search_by_score(

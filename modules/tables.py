@@ -182,13 +182,11 @@ class Projections(nn.Module):
 
 def _side(field: FieldConfig, roles: tuple[Role, ...], sharing: Sharing) -> tuple[int, float]:
     """Width and start of a field's table that serves ``roles``."""
-    attends, represents = (
-        "keys" in roles or "queries" in roles,
-        "values" in roles or "targets" in roles,
-    )
+    attends = bool({"keys", "queries"} & {*roles})
+    represents = bool({"values", "targets"} & {*roles})
     if attends and represents:
-        # maps may change the width
-        for what in ("init_std",) if sharing == "projected" else ("dim", "init_std"):
+        equal = ["init_std"] if sharing == "projected" else ["dim", "init_std"]  # maps set widths
+        for what in equal:
             attention = getattr(field, f"attention_{what}")
             representation = getattr(field, f"representation_{what}")
             if attention != representation:

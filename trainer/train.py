@@ -207,7 +207,10 @@ class Trainer:
         metrics, predictions = self._metrics("test", display, recency)
         analysis = {
             "lookups": position.lookups,
-            "attention_by_recency": recency.to_json(),
+            # nothing to tell of where no events are chosen
+            "attention_by_recency": recency.to_json()
+            if self.experiment.model.search not in ("all", "clusters")
+            else None,
             "calibration": _lists(calibration_curve(predictions.probability, predictions.label)),
         }
         if not self.ranks.first:

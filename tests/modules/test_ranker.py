@@ -237,6 +237,7 @@ def test_mixed_precision_is_near_full_precision(auxiliary: str) -> None:
         ("hash_bits", -8),
         ("hash_groups", 0),
         ("hash_group_bits", 0),
+        ("hash_group_bits", 9),
     ],
 )
 def test_a_bad_value_stops_at_construction(name: str, value: object) -> None:
@@ -256,6 +257,7 @@ def test_a_bad_value_stops_at_construction(name: str, value: object) -> None:
         ({"pooling": "collisions", "search": "all", "auxiliary": "none"}, "sharing='shared'"),
         ({"score": "mlp", "search": "simhash"}, "score='dot' or 'cosine'"),
         ({"score": "mlp", "search": "clusters"}, "score='dot' or 'cosine'"),
+        ({"score": "mlp", "search": "category_filled"}, "score='dot' or 'cosine'"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(changes: dict[str, str], way_out: str) -> None:
@@ -277,3 +279,40 @@ def test_every_table_of_a_searching_model_learns(search: str, sharing: str) -> N
     _, _, gradients = train_step(ranker, make_requests(), l2=0.0)
     for name, gradient in gradients.items():
         assert gradient.any(), name
+
+
+WHOLE = {"search": "all", "auxiliary": "none", "sharing": "shared"}
+EVERY_KIND = [
+    *(
+        {"sharing": sharing, "search": search, "auxiliary": "full"}
+        for sharing in COLLECTIONS
+        for search in ("exact", "simhash", "category", "soft", "recent", "clusters")
+    ),
+    *({"sharing": sharing, "auxiliary": "sampled", "short_window": 2} for sharing in COLLECTIONS),
+    *(WHOLE | {"sharing": sharing} for sharing in COLLECTIONS),
+    {"sharing": "projected", "projection": "event"},
+    {"score": "mlp", "auxiliary": "sampled"},
+    WHOLE | {"score": "mlp"},
+    WHOLE | {"pooling": "mean"},
+    WHOLE | {"pooling": "collisions", "score": "dot"},
+    WHOLE | {"pooling": "mean", "short_window": 2},
+]
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (0, 0, 0)], ids=["histories", "none"])
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_every_parameter_gets_a_gradient_in_every_batch(
+    kind: dict[str, Any], lengths: tuple[int, ...]
+) -> None:
+    """A rank whose histories are empty must run every backward that the others run."""
+    ranker = make_ranker(make_config(**{"score": "cosine"} | kind))
+    requests = make_requests(lengths)
+    output = ranker(**pack(requests))
+    total = output.logits.sum()
+    if output.auxiliary_logits is not None:
+        total = total + output.auxiliary_logits.sum()
+    total.backward()
+    for name, parameter in ranker.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.jagged import blocks, first_rows
-from modules.random import uniform
+from modules.jagged import first_rows
+from modules.random import hyperplanes, uniform
 from modules.score import MLPScore, Score
 from modules.search import Histories, Selection, sample_others
 from modules.search_units import (
@@ -21,7 +21,6 @@ from modules.search_units import (
     Search,
     SimHashSearch,
     SoftSearch,
-    hyperplanes,
 )
 from modules.tables import FieldConfig
 from tests.modules.conformance import Log, SearchConformance, SearchUnit, draw_log
@@ -39,18 +38,21 @@ with torch.no_grad():
 SIMHASH = SimHashSearch(WIDTH, BITS)
 
 
+def histories_of(log: Log) -> Histories:
+    return Histories.of(
+        {"category": log.event_category},
+        {"category": log.candidate_category},
+        torch.arange(len(log.counts)).repeat_interleave(log.counts),
+        log.lengths,
+        log.counts,
+    )
+
+
 def selecting(search: Search, score: str = "dot") -> Callable[[Log, int], Selection]:
     """The search as the suite calls it."""
 
     def select(log: Log, k: int) -> Selection:
-        histories = Histories(
-            events={"category": log.event_category},
-            candidates={"category": log.candidate_category},
-            blocks=list(blocks(log.lengths, log.counts, log.keys.device)),
-            first_row=first_rows(log.lengths).repeat_interleave(log.counts),
-            length=log.lengths.repeat_interleave(log.counts),
-        )
-        return search(histories, lambda: (log.keys, log.queries), SCORES[score], k)
+        return search(histories_of(log), lambda: (log.keys, log.queries), SCORES[score], k)
 
     return select
 
@@ -61,7 +63,10 @@ def by_score(score: str) -> Callable[[Log], Tensor]:
     def preference(log: Log) -> Tensor:
         (query,) = log.queries
         if score == "mlp":
-            return SCORES["mlp"](log.queries, log.keys)[0]
+            queries = query.expand_as(log.keys)
+            inputs = [queries, log.keys, queries - log.keys, queries * log.keys]
+            unit = SCORES["mlp"]
+            return unit.second(unit.activation(unit.first(torch.cat(inputs, 1))))[:, 0] / WIDTH
         semantic, other = log.keys[:, :5] @ query[:5] / 5**0.5, log.keys[:, 5:] @ query[5:] / 3**0.5
         if score == "cosine":
             semantic = 3 * F.cosine_similarity(log.keys[:, :5], query[None, :5])
@@ -134,14 +139,7 @@ def test_a_search_without_scores_looks_nothing_up() -> None:
         raise AssertionError("looked up")
 
     for search in (RecentSearch(), CategorySearch(fill=True)):
-        histories = Histories(
-            {"category": log.event_category},
-            {"category": log.candidate_category},
-            list(blocks(log.lengths, log.counts, log.keys.device)),
-            first_rows(log.lengths).repeat_interleave(log.counts),
-            log.lengths.repeat_interleave(log.counts),
-        )
-        assert search(histories, refuse, SCORES["dot"], 4).valid.any()
+        assert search(histories_of(log), refuse, SCORES["dot"], 4).valid.any()
 
 
 def test_a_bit_agrees_as_often_as_the_angle_says() -> None:

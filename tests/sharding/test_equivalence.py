@@ -14,7 +14,7 @@ from modules.ranker_config import RankerConfig
 from modules.tables import initialize_tables_
 from sharding.apply import TableOptimizer, shard, sharded_collections
 from sharding.plan import ShardingConfig, choose_plan
-from tests.batches import collate, fields, random_requests
+from tests.batches import collate, fields, random_requests, request
 from tests.ranks import run_ranks
 
 STEPS, REQUESTS, SEED, TABLE_LR, DENSE_LR = 20, 13, 5, 0.1, 0.003
@@ -44,6 +44,8 @@ def steps(
     history = []
     for step in range(STEPS):
         requests = random_requests(step, REQUESTS)
+        if step == 3:  # the first rank of two, the first two of four have no event at all
+            requests[:7] = [request(70 + number, 0, 2) for number in range(7)]
         candidates = sum(len(r["labels"]) for r in requests)
         # unequal shares: 13 requests over 2 or 4 ranks
         begin, end = (REQUESTS * (rank + i) // world_size for i in (0, 1))
@@ -158,14 +160,15 @@ CASES += [(("table_wise", "row_wise")[i % 2], settings) for i, settings in enume
 )
 def test_world_sizes_agree_with_the_unsharded_model(kind: str, settings: dict[str, Any]) -> None:
     losses, logits, tables = unsharded(settings)
+    # the bare sums of SIM soft's auxiliary enlarge rounding
+    near = {"rtol": 1e-3, "atol": 1e-4} if settings.get("search") == "soft" else {}
+    near = {"rtol": 1e-4, "atol": 1e-5} | near
     for world_size in (1, 2, 4):
         ranks = run_ranks(sharded, world_size, settings, (kind,))
         summed = torch.tensor([r[0] for r in ranks]).sum(0)
-        torch.testing.assert_close(summed, torch.tensor(losses), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(summed, torch.tensor(losses), **near)
         for rank in ranks:
-            torch.testing.assert_close(
-                torch.tensor(rank[1]), torch.tensor(logits), rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(torch.tensor(rank[1]), torch.tensor(logits), **near)
         seen = dict.fromkeys(tables, 0)
         for _, _, shards, kernels in ranks:
             assert set(kernels) <= {"BatchedFusedEmbeddingBag"}

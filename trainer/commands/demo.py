@@ -1,5 +1,6 @@
 """``twofold demo``: the main job."""
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from data.errors import InputError
 from trainer import demo
 from trainer.commands.parsing import parse
+from trainer.experiment import Experiment
 
 
 class Order(NamedTuple):
@@ -23,19 +25,20 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    _check_known(arguments[:end])
+    _refuse_options_of_trainings(arguments[:end])
     order: Order = parse(_parser, "demo", arguments[:end])
     return demo.main(*order, overrides=arguments[end + 1 :])
 
 
-def _check_known(arguments: Sequence[str]) -> None:
-    """A training's option before the -- is a likely mistake, so it gets a hint."""
-    known = {"help", *inspect.signature(_parser).parameters}
+def _refuse_options_of_trainings(arguments: Sequence[str]) -> None:
+    """Before the -- they are a likely mistake; other unknown options are tyro's to tell."""
+    own = set(inspect.signature(_parser).parameters)
+    of_trainings = {field.name for field in dataclasses.fields(Experiment)} - own
     for place, word in enumerate(arguments):
         name = word.split("=")[0]
-        if name.startswith("--") and name.removeprefix("--").replace("-", "_") not in known:
+        if name.removeprefix("--").split(".")[0].replace("-", "_") in of_trainings:
             raise InputError(
-                f"twofold demo has no option {name}. Options of the trainings go after a --: "
+                f"{name} is an option of the trainings, which go after a --: "
                 f"twofold demo {' '.join([*arguments[:place], '--', *arguments[place:]])}"
             )
 

@@ -4,8 +4,6 @@ import contextlib
 import difflib
 import io
 import os
-import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +51,7 @@ def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> A
     # tyro takes a second to import
     import tyro
 
-    with _on_first_rank_only(), _no_empty_defaults():
+    with _on_first_rank_only():
         try:
             return tyro.cli(
                 command,
@@ -68,31 +66,6 @@ def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> A
 def first_paragraph(text: str | None) -> str:
     """Of a docstring, without its markup."""
     return " ".join((text or "").strip().split("\n\n")[0].replace("``", "").split())
-
-
-@contextlib.contextmanager
-def _no_empty_defaults() -> Iterator[None]:
-    """Takes out of tyro's help that an option is by default empty, which is no news."""
-    help_text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n")
-    help_text.isatty = sys.stdout.isatty  # colours or not
-    try:
-        with contextlib.redirect_stdout(help_text):
-            yield
-    finally:
-        help_text.seek(0)
-        sys.stdout.write(_without_empty_defaults(help_text.read()))
-
-
-def _without_empty_defaults(text: str) -> str:
-    """Lines stand in a box and keep their width; one without anything else goes.
-
-    >>> print(_without_empty_defaults("│ Brands. (default: ) │"))
-    │ Brands.             │
-    """
-    style = r"(?:\x1b\[[0-9;]*m)*"
-    gap, empty = rf"(?:{style} )*{style}", rf"{style}\(default:{style} {style}\)"
-    text = re.sub(rf"(?m)^{style}│{gap}{empty}{gap}│{style}\n", "", text)
-    return re.sub(empty, " " * len("(default: )"), text)
 
 
 @contextlib.contextmanager

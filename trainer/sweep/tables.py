@@ -63,8 +63,10 @@ PUBLISHED = (
 
 
 def _published_objective(model: str) -> tuple[str, ...]:
-    score = () if model == "din" else ("--model.score", "dot")
-    return score if model in WITHOUT_AUXILIARY else (*score, "--model.auxiliary", "full")
+    flags = ("--model.small-maps",)
+    if model != "din":
+        flags += ("--model.score", "dot")
+    return flags if model in WITHOUT_AUXILIARY else (*flags, "--model.auxiliary", "full")
 
 
 def _flags(**values: object) -> tuple[str, ...]:
