@@ -53,6 +53,10 @@ MODELS = (
     "twin_three", "twin_four", "din", "sim_hard", "sim_soft", "eta", "sdim", "twin_v2",
     "target_attention", "mean_pooling",
 )  # fmt: skip
+SEARCHES = (
+    "twin", "target_attention", "twin_hard", "sim_hard", "sim_soft", "eta", "din", "twin_v2",
+)  # fmt: skip
+"""Models of one table that may have two."""
 WITHOUT_AUXILIARY = ("sdim", "target_attention", "mean_pooling")
 """Models that see the whole history at once: there is nothing more for a second loss to see."""
 PUBLISHED = (
@@ -136,6 +140,20 @@ TABLES: dict[str, SweepTable] = {
         reference="dare",
         flags=PUBLISHED,
         rows=tuple(Row(name, name, _published_objective(name)) for name in MODELS),
+    ),
+    "decoupling": SweepTable(
+        sentence="What do tables apart bring to each search? Each against itself with one table.",
+        axis="model",
+        reference="twin",
+        flags=_flags(history_length=400),
+        rows=tuple(
+            row
+            for model in SEARCHES
+            for row in (
+                Row(model, model, reference=model),
+                Row(f"{model}-apart", model, _flags(model__sharing="decoupled"), model),
+            )
+        ),
     ),
     "history-length": SweepTable(
         sentence="What do more events of the past bring DARE and TWIN?",
