@@ -84,12 +84,7 @@ _RESULT_ROWS = (
         lambda v: v,
         "normalized_entropy",
     ),
-    _ResultRow(
-        "Calibration",
-        lambda s: formats.decimal(s.get("calibration"), 3),
-        lambda v: abs(v - 1),
-        "calibration",
-    ),
+    _ResultRow("Calibration", lambda s: formats.decimal(s.get("calibration"), 3)),
     _ResultRow("Training loss", _loss_change),
     _ResultRow("Training samples", lambda s: formats.count(s.get("train_samples"))),
     _ResultRow("Training time", lambda s: formats.duration(s.get("train_seconds"))),
