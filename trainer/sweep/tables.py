@@ -155,6 +155,23 @@ TABLES: dict[str, SweepTable] = {
             )
         ),
     ),
+    "search": SweepTable(
+        sentence="What does finding K events lose against attending to all, with tables apart?",
+        axis="history length",
+        reference="dare-400",
+        rows=tuple(
+            Row(
+                f"{name}-{history}",
+                model,
+                _flags(history_length=history, model__sharing="decoupled"),
+                f"dare-{400 if name == 'dare' else history}",
+                line=name,
+                x=history,
+            )
+            for name, model in (("dare", "dare"), ("all", "target_attention"))
+            for history in (100, 200, 400, 800, 1600)
+        ),
+    ),
     "history-length": SweepTable(
         sentence="What do more events of the past bring DARE and TWIN?",
         axis="history length",
