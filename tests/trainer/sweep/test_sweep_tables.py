@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 from pathlib import Path
 
@@ -17,14 +19,20 @@ ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=[f"{name}/{row.label}" for name, row in ROWS])
 def test_every_row_fits_its_experiment(table: str, row: Row) -> None:
-    experiment_of(row, (*TABLES[table].flags, *row.flags))
+    experiment = experiment_of(row, (*TABLES[table].flags, *row.flags))
+    for flag, word in itertools.pairwise(row.flags):
+        if flag.startswith("--") and not word.startswith("--"):
+            path = flag.removeprefix("--").replace("-", "_")
+            value = operator.attrgetter(path)(experiment)
+            assert value == type(value)(word), flag
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_is_a_model(table: str, store: Path) -> None:
     """On an event store, without memory for its tables."""
     for row in TABLES[table].rows:
-        build_ranker(experiment_of(row, (*TABLES[table].flags, *row.flags)), EventStore.open(store))
+        experiment = experiment_of(row, (*TABLES[table].flags, *row.flags))
+        assert build_ranker(experiment, EventStore.open(store)).config == experiment.model
 
 
 @pytest.mark.parametrize("name", TABLES)
