@@ -139,7 +139,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turns a full or read-only disk into an InputError.
 
     Args:
-        folder: of the run; it exists.
+        folder: of the run.
     """
     try:
         yield
@@ -147,7 +147,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         codes = [c.errno for c in _causes(error) if isinstance(c, OSError)]
-        free = shutil.disk_usage(folder).free
+        # the first rank may have removed the folder already
+        there = next(
+            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+        )
+        free = shutil.disk_usage(there).free
         if isinstance(error, CheckpointException) and free < FULL:
             # torch.save hides why it failed behind its failure to end the file
             codes.append(errno.ENOSPC)

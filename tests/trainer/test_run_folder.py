@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.ranks import run_ranks
 from tests.trainer.small_runs import EXPERIMENT
 from trainer.experiments import EXPERIMENTS
 from trainer.provenance import describe_run
-from trainer.run_folder import RunFolder, read_config, read_experiment
+from trainer.run_folder import RunFolder, disk_errors, read_config, read_experiment
 
 
 @pytest.fixture
@@ -139,3 +140,14 @@ def test_a_folder_that_cannot_be_made_is_refused(config: dict[str, Any], tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/run cannot be made"):
         claim(tmp_path / "file" / "run", config)
+
+
+def test_a_folder_that_is_gone_does_not_hide_what_went_wrong(tmp_path: Path) -> None:
+    """The first rank removes it while the others still end."""
+    with pytest.raises(ConnectionError, match="the other rank"), disk_errors(tmp_path / "gone"):
+        raise ConnectionError("the other rank has left")
+
+
+def test_a_full_disk_is_told_of_also_where_the_folder_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No space left"), disk_errors(tmp_path / "gone"):
+        raise OSError(errno.ENOSPC, "No space left on device")
