@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from data.batch import RankingBatch
@@ -57,3 +58,17 @@ def output_of(recency: list[list[int]], weights: list[list[float]]) -> RankerOut
         weights=torch.tensor(weights),
         recency=torch.tensor(recency),
     )
+
+
+def random_requests(
+    seed: int, count: int, items: int = 40, longest: int = 12
+) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
+    """Requests as ``batch_of`` takes them, of 1 to 3 candidates, and their labels."""
+    rng = np.random.default_rng(seed)
+    requests, labels = [], []
+    for _ in range(count):
+        history = rng.integers(1, items, rng.integers(0, longest + 1)).tolist()
+        candidates = rng.integers(1, items, rng.integers(1, 4)).tolist()
+        requests.append((history, candidates))
+        labels += rng.integers(0, 2, len(candidates)).tolist()
+    return requests, labels

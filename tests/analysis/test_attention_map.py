@@ -11,8 +11,8 @@ from scipy.stats import pearsonr, spearmanr
 
 from analysis.attention_map import AttentionByPlace, correlations, place_attention
 from analysis.mutual_information import Axes
-from tests.analysis.small_batches import batch_of
-from tests.analysis.test_search_quality import CATEGORY, forward, random_requests, ranker
+from tests.analysis.small_batches import batch_of, random_requests
+from tests.analysis.test_search_quality import CATEGORY, forward, ranker
 from tests.ranks import run_ranks
 
 CATEGORIES = np.array([3, 1])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from analysis.discriminability import HeadInputs, bits, discriminability
-from tests.analysis.small_batches import batch_of
-from tests.analysis.test_search_quality import CATEGORY, forward, random_requests, ranker
+from tests.analysis.small_batches import batch_of, random_requests
+from tests.analysis.test_search_quality import CATEGORY, forward, ranker
 
 
 def test_two_clusters_that_are_the_labels_say_all_of_them() -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import mutual_info_score
 
 from analysis.mutual_information import Axes, InformationCounts, mutual_information, recency_edges
-from tests.analysis.small_batches import batch_of
+from tests.analysis.small_batches import batch_of, random_requests
 
 CATEGORY = {item: 1 + item % 3 for item in range(1, 20)}
 
@@ -34,21 +34,10 @@ def test_a_missing_count_says_almost_nothing_by_itself() -> None:
     assert certain == pytest.approx(1, abs=1e-4)
 
 
-def random_requests(count: int) -> tuple[list, list[int]]:
-    rng = np.random.default_rng(0)
-    requests, labels = [], []
-    for _ in range(count):
-        history = rng.integers(1, 20, rng.integers(0, 8)).tolist()
-        candidates = rng.integers(1, 20, rng.integers(1, 4)).tolist()
-        requests.append((history, candidates))
-        labels += rng.integers(0, 2, len(candidates)).tolist()
-    return requests, labels
-
-
 def test_counts_are_those_of_a_loop() -> None:
     # ranks 1 and 2 alone, 3 and 4 together; older ones are not counted
     axes = Axes(np.array([2, 1]), np.array([3, 1]), np.array([1, 2, 3, 5]), 4)
-    requests, labels = random_requests(60)
+    requests, labels = random_requests(0, 60, items=20, longest=7)
     counts = InformationCounts(axes, torch.device("cpu"))
     half = sum(len(candidates) for _, candidates in requests[:30])
     counts.update(batch_of(requests[:30], CATEGORY, labels[:half]))
@@ -74,7 +63,7 @@ def test_counts_are_those_of_a_loop() -> None:
 
 def test_information_of_a_cell_is_that_of_its_rows() -> None:
     axes = Axes(np.array([1]), np.array([1, 2, 3]), np.array([1, 2]), 4)
-    requests, labels = random_requests(200)
+    requests, labels = random_requests(0, 200, items=20, longest=7)
     counts = InformationCounts(axes, torch.device("cpu"))
     counts.update(batch_of(requests, CATEGORY, labels))
     present, clicked, label = [], [], iter(labels)
@@ -92,7 +81,7 @@ def test_information_of_a_cell_is_that_of_its_rows() -> None:
 
 def test_where_counts_are_few_the_bin_is_widened() -> None:
     axes = Axes(np.array([1, 2]), np.array([1, 2, 3]), np.array([1, 2, 3, 5, 8]), 4)
-    requests, labels = random_requests(80)
+    requests, labels = random_requests(0, 80, items=20, longest=7)
     counts = InformationCounts(axes, torch.device("cpu"))
     counts.update(batch_of(requests, CATEGORY, labels))
     least = 9

@@ -16,7 +16,7 @@ from analysis.mutual_information import Axes, InformationCounts, recency_edges
 from analysis.search_quality import Enough, SearchQuality
 from modules.ranker import LifelongRanker, RankerConfig
 from modules.tables import initialize_tables_
-from tests.analysis.small_batches import batch_of
+from tests.analysis.small_batches import batch_of, random_requests
 from tests.batches import fields
 from tests.ranks import run_ranks
 
@@ -34,17 +34,6 @@ def ranker(score: str = "dot") -> LifelongRanker:
     model = LifelongRanker(config, fields(attention_init_std=1.0))
     initialize_tables_(model.tables, seed=1)
     return model.eval()
-
-
-def random_requests(seed: int, count: int) -> tuple[list[Any], list[int]]:
-    rng = np.random.default_rng(seed)
-    requests, labels = [], []
-    for _ in range(count):
-        history = rng.integers(1, 40, rng.integers(0, 13)).tolist()
-        candidates = rng.integers(1, 40, rng.integers(1, 4)).tolist()
-        requests.append((history, candidates))
-        labels += rng.integers(0, 2, len(candidates)).tolist()
-    return requests, labels
 
 
 def forward(model: LifelongRanker, batch: Any) -> Any:

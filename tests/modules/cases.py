@@ -30,6 +30,21 @@ FIELDS = (
 )
 """No two widths of a side are equal, and no field has the same on both sides."""
 
+TABLES = {
+    # key of an event, query of a candidate, value of an event, target of a candidate
+    "decoupled": ("attention", "attention", "representation", "representation"),
+    "shared": ("shared", "shared", "shared", "shared"),
+    "projected": ("shared", "shared", "shared", "shared"),
+    "three": ("attention_event", "attention_candidate", "representation", "representation"),
+    "four": (
+        "attention_event",
+        "attention_candidate",
+        "representation_event",
+        "representation_candidate",
+    ),
+}
+"""Which table serves each role, by ``sharing``."""
+
 TOP_K = 4
 OTHERS = 3
 LENGTHS = (0, 5, 1, 40, TOP_K - 1, TOP_K, TOP_K + 1, 0, 23)

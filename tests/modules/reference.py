@@ -29,24 +29,11 @@ from torch import Tensor
 from modules.random import uniform
 from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
-from tests.modules.cases import Request
+from tests.modules.cases import TABLES, Request
 from tests.modules.clustering import recursive_k_means
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.1
-TABLES = {
-    # key of an event, query of a candidate, value of an event, target of a candidate
-    "decoupled": ("attention", "attention", "representation", "representation"),
-    "shared": ("shared", "shared", "shared", "shared"),
-    "projected": ("shared", "shared", "shared", "shared"),
-    "three": ("attention_event", "attention_candidate", "representation", "representation"),
-    "four": (
-        "attention_event",
-        "attention_candidate",
-        "representation_event",
-        "representation_candidate",
-    ),
-}
 ROLES = ("keys", "queries", "values", "targets")
 Row = dict[str, int]
 

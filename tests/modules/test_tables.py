@@ -16,6 +16,7 @@ from modules.tables import (
     initialize_shard_,
     initialize_tables_,
 )
+from tests.modules.cases import TABLES
 
 ITEM = FieldConfig(name="item", num_embeddings=3000, attention_dim=3, representation_dim=5)
 CATEGORY = FieldConfig(
@@ -36,20 +37,6 @@ def sides_equal(field: FieldConfig) -> FieldConfig:
         representation_dim=field.attention_dim,
         representation_init_std=field.attention_init_std,
     )
-
-
-SIDES = {
-    # tables of keys, queries, values, targets
-    "decoupled": ("attention", "attention", "representation", "representation"),
-    "shared": ("shared", "shared", "shared", "shared"),
-    "three": ("attention_event", "attention_candidate", "representation", "representation"),
-    "four": (
-        "attention_event",
-        "attention_candidate",
-        "representation_event",
-        "representation_candidate",
-    ),
-}
 
 
 def make(sharing: str, **changes: str) -> EventTables:
@@ -116,17 +103,15 @@ def test_an_unsharded_table_starts_as_its_shards_do() -> None:
     assert torch.equal(table(tables, "shared", "category")[20:25, 1:], shard)
 
 
-@pytest.mark.parametrize(("sharing", "sides"), SIDES.items())
-def test_rows_are_those_of_the_ids_fields_side_by_side(
-    sharing: str, sides: tuple[str, str, str, str]
-) -> None:
+@pytest.mark.parametrize("sharing", ["decoupled", "shared", "three", "four"])
+def test_rows_are_those_of_the_ids_fields_side_by_side(sharing: str) -> None:
     tables = make(sharing)
 
     def rows(side: str, ids: dict[str, Tensor]) -> Tensor:
         return torch.cat([table(tables, side, field)[ids[field]] for field in ids], dim=1)
 
     found = tables(EVENTS, CANDIDATES)
-    for role, side in zip(found._fields, sides, strict=True):
+    for role, side in zip(found._fields, TABLES[sharing], strict=True):
         ids = EVENTS if role in ("keys", "values") else CANDIDATES
         assert torch.equal(getattr(found, role), rows(side, ids))
     search_keys, search_queries = tables.attend(EVENTS, CANDIDATES)

@@ -60,6 +60,7 @@ def test_a_folder_is_free_again_when_its_job_has_ended(
 ) -> None:
     run_ranks(lambda rank, world_size: claim(tmp_path / "run", config).path, 1)
     claim(tmp_path / "run", config, resume=True)
+    assert read_config(tmp_path / "run") == config
 
 
 def test_a_run_is_not_overwritten_unasked(config: dict[str, Any], tmp_path: Path) -> None:

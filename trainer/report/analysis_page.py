@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from data.errors import InputError
 from trainer.report import gradient_sections, outcome_sections, search_sections
 from trainer.report.analysis_parts import Analysis
 from trainer.report.figures import COLORS
+from trainer.report.templates import environment
 
 KEYS = ("model", "run", "split", "search", "search_quality", "attention", "parts")
 """What tells an analysis from another JSON file."""
@@ -38,11 +37,15 @@ def write_analysis_report(path: Path, files: Sequence[Path]) -> None:
         outcome_sections.lags(analyses),
         outcome_sections.norms(analyses),
     ]
-    html = _template().render(
-        title=f"Twofold: analysis of {analyses[0].name}",
-        analyses=analyses,
-        sections=[section for section in sections if section is not None],
-        warnings=_warnings(analyses),
+    html = (
+        environment()
+        .get_template("analysis.html.j2")
+        .render(
+            title=f"Twofold: analysis of {analyses[0].name}",
+            analyses=analyses,
+            sections=[section for section in sections if section is not None],
+            warnings=_warnings(analyses),
+        )
     )
     unfinished = path.with_name(f"{path.name}.partial")
     unfinished.write_text(html, encoding="utf-8")
@@ -86,14 +89,3 @@ def _warnings(analyses: Sequence[Analysis]) -> list[str]:
     if any(a.content["split"] != first["split"] for a in analyses):
         warnings.append("These analyses are of different splits: compare no numbers.")
     return warnings
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("analysis.html.j2")

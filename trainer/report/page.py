@@ -16,6 +16,7 @@ from trainer.metrics import Difference
 from trainer.report import sections
 from trainer.report.figures import COLORS
 from trainer.report.sections import Json, Run
+from trainer.report.templates import environment
 
 
 def write_report(
@@ -118,14 +119,8 @@ def _unbroken(text: Callable[..., str], *args: Any) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    pages = environment()
     for name in ("count", "decimal", "interval", "size", "duration"):
-        environment.filters[name] = partial(_unbroken, getattr(formats, name))
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    return environment.get_template("report.html.j2")
+        pages.filters[name] = partial(_unbroken, getattr(formats, name))
+    pages.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    return pages.get_template("report.html.j2")

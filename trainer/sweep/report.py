@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-import trainer.report
 from trainer import formats
 from trainer.doctor.facts import usable_cores
 from trainer.provenance import versions
 from trainer.report.figures import COLORS, Series
 from trainer.report.sections import Panel
+from trainer.report.templates import environment
 from trainer.sweep import pictures
 from trainer.sweep.jobs import write_text
 from trainer.sweep.page import PAGE
@@ -54,23 +53,20 @@ def write_reports(
     origin = provenance(records, command)
     rows = [text_row(result) for result in results]
     write_text(out / "table.md", _markdown(name, table, rows, failed, origin))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(trainer.report.__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    html = environment.from_string(PAGE).render(
-        name=name,
-        table=table,
-        headings=HEADINGS,
-        rows=rows,
-        missing=[row.label for row in table.rows if row.label not in _labels(results)],
-        failed=failed,
-        panels=_panels(table, results),
-        notes=NOTES,
-        origin=origin,
+    html = (
+        environment()
+        .from_string(PAGE)
+        .render(
+            name=name,
+            table=table,
+            headings=HEADINGS,
+            rows=rows,
+            missing=[row.label for row in table.rows if row.label not in _labels(results)],
+            failed=failed,
+            panels=_panels(table, results),
+            notes=NOTES,
+            origin=origin,
+        )
     )
     write_text(out / "report.html", html)
 
