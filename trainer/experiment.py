@@ -28,6 +28,8 @@ class FieldWidths:
     """Attention width of single fields, e.g. item 8 category 4."""
     representation_dims: dict[str, int] = field(default_factory=dict)
     """Representation width of single fields."""
+    attention_init_stds: dict[str, float] = field(default_factory=dict)
+    """Start of the attention rows of single fields, e.g. item 1 category 0.3."""
     without: tuple[str, ...] = ()
     """Fields that the model does not see, e.g. recency."""
     attention_init_std: float = 0.01
@@ -38,9 +40,16 @@ class FieldWidths:
     """Start of the representation rows, and of the attention rows of the other fields."""
 
     def __post_init__(self) -> None:
-        for name in ("attention_init_std", "representation_init_std"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
+        for name, std in (
+            ("attention_init_std", self.attention_init_std),
+            ("representation_init_std", self.representation_init_std),
+            *(
+                (f"attention_init_stds of {k!r}", std)
+                for k, std in self.attention_init_stds.items()
+            ),
+        ):
+            if not 0 <= std < math.inf:
+                raise ValueError(f"{name} must be a number from 0 up, got {std}.")
         for dim in (
             self.attention_dim, self.representation_dim,
             *self.attention_dims.values(), *self.representation_dims.values(),
@@ -64,7 +73,7 @@ class FieldWidths:
         sizes = dict(vocabularies) | {RECENCY: recencies + 1}
         if time_gap:
             sizes[GAP] = GAP_BUCKETS
-        for option in ("attention_dims", "representation_dims", "without"):
+        for option in ("attention_dims", "representation_dims", "attention_init_stds", "without"):
             if unknown := {*getattr(self, option)} - sizes.keys():
                 raise ValueError(
                     f"{option} names {sorted(unknown)}, but the fields are {list(sizes)}."
@@ -76,9 +85,12 @@ class FieldWidths:
                 attention_dim=self.attention_dims.get(name, self.attention_dim),
                 representation_dim=self.representation_dims.get(name, self.representation_dim),
                 semantic=name not in TEMPORAL_FIELDS,
-                attention_init_std=self.representation_init_std
-                if name in TEMPORAL_FIELDS
-                else self.attention_init_std,
+                attention_init_std=self.attention_init_stds.get(
+                    name,
+                    self.representation_init_std
+                    if name in TEMPORAL_FIELDS
+                    else self.attention_init_std,
+                ),
                 representation_init_std=self.representation_init_std,
             )
             for name, size in sizes.items()

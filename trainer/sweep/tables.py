@@ -110,20 +110,34 @@ def _identity_prior() -> tuple[Row, ...]:
     """Each start against 0.01, all else equal."""
     rows = []
     for history in (200, 800):
+        base = {"history_length": history}
         for sharing in ("decoupled", "shared"):
             for score in ("dot", "cosine"):
                 line = f"{score}-{sharing}-{history}"
+                reference = f"{line}-0.01"
                 for std in (0.01, 0.1, 0.3, 1.0, 1.5):
-                    flags = _flags(
-                        model__sharing=sharing,
-                        model__score=score,
-                        history_length=history,
-                        fields__attention_init_std=std,
-                    )
+                    start = {"fields__attention_init_std": std}
                     if sharing == "shared":  # one table has one start
-                        flags += _flags(fields__representation_init_std=std)
-                    rows.append(Row(f"{line}-{std:g}", "dare", flags, f"{line}-0.01", line, std))
+                        start["fields__representation_init_std"] = std
+                    flags = _flags(model__sharing=sharing, model__score=score, **base, **start)
+                    rows.append(Row(f"{line}-{std:g}", "dare", flags, reference, line, std))
     return tuple(rows)
+
+
+def _prior_parts() -> tuple[Row, ...]:
+    """What makes the prior: the item's rows, the category's, or the cosine's temperature."""
+    stds = "--fields.attention-init-stds"
+    dot = _flags(model__score="dot")
+    return (
+        Row("dot-narrow", "dare", dot),
+        Row("dot-item", "dare", (*dot, stds, "item", "1"), "dot-narrow"),
+        Row("dot-category", "dare", (*dot, stds, "category", "1"), "dot-narrow"),
+        Row("dot-both", "dare", (*dot, stds, "item", "1", "category", "1"), "dot-narrow"),
+        *(
+            Row(f"cosine-{value}", "dare", _flags(model__temperature=value))
+            for value in (3, 6, 12, 24)
+        ),
+    )
 
 
 TABLES: dict[str, SweepTable] = {
@@ -231,6 +245,21 @@ TABLES: dict[str, SweepTable] = {
         axis="standard deviation of the attention rows' start",
         reference="dot-decoupled-200-0.01",
         rows=_identity_prior(),
+    ),
+    "identity-prior-parts": SweepTable(
+        sentence="Which rows have to start wide, and how sharp should a cosine be?",
+        axis="what starts wide, or the cosine's first temperature",
+        reference="cosine-6",
+        flags=_flags(history_length=400),
+        rows=_prior_parts(),
+    ),
+    "epochs": SweepTable(
+        sentence="What do further passes over the same requests bring DARE and TWIN?",
+        axis="epochs",
+        reference="dare-1",
+        # the validation AUC falls in a later pass: neither stops before its end
+        flags=_flags(history_length=400, patience=100),
+        rows=_paired("epochs", (1, 2), base=1),
     ),
     "width": SweepTable(
         sentence="Does DARE's lead over TWIN depend on the width of all tables?",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 import re
 from pathlib import Path
@@ -20,11 +19,24 @@ ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=[f"{name}/{row.label}" for name, row in ROWS])
 def test_every_row_fits_its_experiment(table: str, row: Row) -> None:
     experiment = experiment_of(row, (*TABLES[table].flags, *row.flags))
-    for flag, word in itertools.pairwise(row.flags):
-        if flag.startswith("--") and not word.startswith("--"):
-            path = flag.removeprefix("--").replace("-", "_")
-            value = operator.attrgetter(path)(experiment)
-            assert value == type(value)(word), flag
+    for flag, words in flags_of(row).items():
+        value = operator.attrgetter(flag.removeprefix("--").replace("-", "_"))(experiment)
+        if isinstance(value, dict):
+            names, numbers = words[::2], map(float, words[1::2])
+            assert value == dict(zip(names, numbers, strict=True)), flag
+        elif words:
+            assert value == type(value)(*words), flag
+
+
+def flags_of(row: Row) -> dict[str, list[str]]:
+    """The words that follow each flag."""
+    flags: dict[str, list[str]] = {}
+    for word in row.flags:
+        if word.startswith("--"):
+            flags[word] = words = []
+        else:
+            words.append(word)
+    return flags
 
 
 @pytest.mark.parametrize("table", TABLES)
