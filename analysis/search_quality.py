@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -38,6 +39,9 @@ ORDERS = ("score", "category and recency", "search", "most recent", "random")
 """Ways to order a history: by the trained score; by the score of category and recency alone, which
 is what the published measure takes; what the search handed to attention, by weight; by time; any.
 """
+USER_GROUPS = 1024
+"""Into so many groups users fall for the interval of NDCG@K, whose memory thus stays small."""
+RESAMPLES = 1000
 JUDGES = ("judged", "published")
 """Which candidates are judged, and by what. judged: all of a category with enough training
 candidates; the information is that of the narrowest bin of ranks with enough counts. published:
@@ -81,6 +85,10 @@ class SearchQuality:
             torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3)
         )
         self._judged = torch.zeros(len(JUDGES), 1, 1, dtype=torch.float64, device=device)
+        # candidates, and the sum of NDCG@K of each order, by group of users
+        self._groups = torch.zeros(
+            USER_GROUPS, 1 + len(self.orders), dtype=torch.float64, device=device
+        )
         self._seen = torch.zeros(1, dtype=torch.float64, device=device)
         self._agreement = torch.zeros(2, dtype=torch.float64, device=device)
 
@@ -130,7 +138,8 @@ class SearchQuality:
         }
         uncertain = (mask_ML & ~certain_ML).sum(1) / mask_ML.sum(1)
         published = uncertain <= self.enough.uncertain_share
-        self._judge(0, orders, self._gains[0][cell], mask_ML)
+        user = batch.context["user"].values()[batch.request_of[candidate[kept]]]
+        self._judge(0, orders, self._gains[0][cell], mask_ML, user % USER_GROUPS)
         chosen = {name: order[published] for name, order in orders.items()}
         self._judge(1, chosen, self._gains[1][cell][published], mask_ML[published])
 
@@ -158,18 +167,27 @@ class SearchQuality:
         self._agreement[0] += (hits.clamp(max=possible) / possible).sum()
         self._agreement[1] += len(hits)
 
-    def _judge(self, judge: int, orders: dict[str, Tensor], gain: Tensor, mask: Tensor) -> None:
+    def _judge(
+        self,
+        judge: int,
+        orders: dict[str, Tensor],
+        gain: Tensor,
+        mask: Tensor,
+        group: Tensor | None = None,
+    ) -> None:
         """Adds candidates by one of the ways to choose them.
 
         Args:
             orders: name -> (M, L): the higher, the earlier; -inf: not at all.
             gain: (M, L).
             mask: (M, L).
+            group: (M,) of users; None: no interval is wanted.
         """
         ideal_MK = _dcg(_first(gain.masked_fill(~mask, -torch.inf), gain, self.k))
         told = ideal_MK[:, -1] > 0
         gain, mask, ideal_MK = gain[told], mask[told], ideal_MK[told]
         self._judged[judge] += len(gain)
+        in_group = [torch.ones(len(gain), dtype=torch.float64, device=gain.device)]
         for number, name in enumerate(self.orders):
             if name == "random":
                 found_MK, hits_MK = _expected(gain, mask, self.k)
@@ -180,11 +198,15 @@ class SearchQuality:
             self._ndcg[judge, number] += (found_MK / ideal_MK).sum(0)
             self._official[judge, number] += (found_MK / ideal_MK[:, -1:]).sum(0)
             self._recall[judge, number] += hits_MK.sum(0)
+            in_group.append((found_MK / ideal_MK)[:, -1].double())
+        if group is not None:
+            self._groups.index_add_(0, group[told], torch.stack(in_group, 1))
 
     def to_json(self) -> dict[str, Any]:
         """Means over the candidates of all ranks: collective."""
         for sums in (
-            self._ndcg, self._official, self._recall, self._judged, self._seen, self._agreement
+            self._ndcg, self._official, self._recall, self._judged, self._seen, self._agreement,
+            self._groups,
         ):  # fmt: skip
             dist.all_reduce(sums)
         result: dict[str, Any] = {
@@ -202,7 +224,25 @@ class SearchQuality:
                     "official": _mean(self._official[number, place], count[0]),
                     "recall": _mean(self._recall[number, place], count[0]),
                 }
+        if result["judged"]["candidates"]:
+            intervals = _intervals(self._groups.cpu().numpy())
+            for name, interval in zip(self.orders, intervals, strict=True):
+                result["judged"]["orders"][name]["ndcg_interval"] = interval
         return result
+
+
+def _intervals(groups: np.ndarray) -> list[list[float]]:
+    """95 % bootstrap intervals, over groups of users, of means.
+
+    Args:
+        groups: (G, 1 + n) of each group, its candidates and n sums over them.
+    """
+    groups = groups[groups[:, 0] > 0]
+    draws = np.random.default_rng(0).multinomial(
+        len(groups), np.full(len(groups), 1 / len(groups)), size=RESAMPLES
+    )
+    totals = draws @ groups
+    return np.percentile(totals[:, 1:] / totals[:, :1], [2.5, 97.5], axis=0).T.tolist()
 
 
 def _with_unknown(cells: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import bootstrap
 from sklearn.metrics import ndcg_score
 
 from analysis.mutual_information import Axes, InformationCounts, recency_edges
-from analysis.search_quality import Enough, SearchQuality
+from analysis.search_quality import Enough, SearchQuality, _intervals
 from modules.ranker import LifelongRanker, RankerConfig
 from modules.tables import initialize_tables_
 from tests.analysis.small_batches import batch_of, random_requests
@@ -199,3 +200,25 @@ def test_without_enough_counts_nothing_is_judged() -> None:
     found = run_ranks(of_rank, 1)[0]
     assert found["judged"]["candidates"] == 0
     assert found["judged"]["orders"]["score"]["ndcg"] is None
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_users() -> None:
+    """Against scipy's, on ratios of sums."""
+    random = np.random.default_rng(3)
+    counts = random.integers(1, 6, 200).astype(float)
+    found = counts * random.uniform(0.2, 0.9, 200)
+    ((low, high),) = _intervals(np.stack([counts, found], axis=1))
+    expected = bootstrap(
+        (counts, found),
+        lambda c, f, axis: f.sum(axis) / c.sum(axis),
+        paired=True, method="percentile", n_resamples=5000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert low == pytest.approx(expected.low, abs=0.004)
+    assert high == pytest.approx(expected.high, abs=0.004)
+
+
+def test_the_interval_holds_the_mean() -> None:
+    for order in measure(ranker())["judged"]["orders"].values():
+        low, high = order["ndcg_interval"]
+        assert low <= order["ndcg"][-1] <= high
+        assert low < high

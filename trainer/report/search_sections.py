@@ -280,9 +280,12 @@ def _quality_sentence(analysis: Analysis, key: str) -> str:
     last = analysis.content["search_quality"]["k"][-1]
     gained = (score - chance) / max(1 - chance, 1e-9)
     against = "above" if score > recent else "below"
+    interval = _orders(analysis)["score"].get("ndcg_interval") if key == "ndcg" else None
+    over_users = f" ({interval[0]:.3f} to {interval[1]:.3f} over users)" if interval else ""
     return (
-        f"{analysis.name} at k = {last}: {score:.3f}, {percent(gained)} of the way from chance "
-        f"({chance:.3f}) to the best order, and {against} simply taking the latest ({recent:.3f})."
+        f"{analysis.name} at k = {last}: {score:.3f}{over_users}, {percent(gained)} of the way "
+        f"from chance ({chance:.3f}) to the best order, and {against} simply taking the latest "
+        f"({recent:.3f})."
     )
 
 
