@@ -229,15 +229,29 @@ TABLES: dict[str, SweepTable] = {
     ),
     "auxiliary-cost": SweepTable(
         sentence="Which second loss pays, if its cost could buy a longer history instead?",
-        axis="auxiliary loss, and the history that about 70 µs of CPU time per candidate buy",
+        axis="auxiliary loss, history length and K",
         reference="sampled-400",
-        rows=tuple(
-            Row(
-                f"{auxiliary}-{history}",
-                "dare",
-                _flags(model__auxiliary=auxiliary, history_length=history),
-            )
-            for auxiliary, history in (("full", 200), ("sampled", 400), ("none", 2000))
+        rows=(
+            # about 70 µs of CPU time per candidate each
+            *(
+                Row(
+                    f"{auxiliary}-{history}",
+                    "dare",
+                    _flags(model__auxiliary=auxiliary, history_length=history),
+                )
+                for auxiliary, history in (("full", 200), ("sampled", 400), ("none", 2000))
+            ),
+            # where the log has no more history to buy: 20 others, or 20 more winners
+            Row("sampled-1600", "dare", _flags(history_length=1600), "none-1600"),
+            *(
+                Row(
+                    label,
+                    "dare",
+                    _flags(model__auxiliary="none", history_length=1600, model__top_k=k),
+                    "none-1600",
+                )
+                for label, k in (("none-1600", 20), ("none-1600-k40", 40))
+            ),
         ),
     ),
     "identity-prior": SweepTable(
