@@ -41,6 +41,12 @@ class RankingBatch(Pipelineable):
     """Candidates of the global batch, all ranks together: the denominator of the mean loss."""
     seed: int
     """Of the random draws made for this global batch; a function of (seed, epoch, batch)."""
+    numbers: Tensor = None  # type: ignore[assignment]
+    """(R, N) float32: the requests' float columns, NaN where missing; none (N = 0) by default."""
+
+    def __post_init__(self) -> None:
+        if self.numbers is None:
+            self.numbers = self.labels.new_empty(len(self.request_ids), 0)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RankingBatch:
         """A copy on ``device``; the two host tensors stay on the host."""
@@ -60,4 +66,7 @@ class RankingBatch(Pipelineable):
         return dataclasses.replace(self, **changed)
 
 
-_ON_DEVICE = ("context", "history", "candidates", "request_of", "labels", "request_ids")
+_ON_DEVICE = (
+    *("context", "history", "candidates"),
+    *("request_of", "labels", "request_ids", "numbers"),
+)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from data.errors import InputError
+from data.flat_source import FlatSource
 from data.scatter import ScatteredLog
 from data.source import SPLITS, Partition, Requests, Source, Split
 from data.store import Field, StoredPartition, StoreInfo, write_arrow, write_requests
@@ -116,6 +117,9 @@ class StoreBuilder:
         for name, words in self.log.vocabularies.items():
             original = _with_unknown(words["original"], None)
             write_arrow(self.folder / "vocabulary" / f"{name}.arrow", {"original": original})
+        for name, values in getattr(self.source, "context_words", dict)().items():
+            original = values.rechunk().to_arrow()
+            write_arrow(self.folder / "vocabulary" / f"{name}.arrow", {"original": original})
 
     def _describe(self) -> StoreInfo:
         log, source = self.log, self.source
@@ -126,10 +130,10 @@ class StoreBuilder:
         counts = self.kept["count"].to_numpy()
         p50, p90, p99 = np.quantile(counts, [0.5, 0.9, 0.99], method="nearest").tolist()
         requests = {split: sum(p.requests[split] for p in self.partitions) for split in SPLITS}
-        size, fingerprint = _digest(self.folder)
+        size, fingerprint = digest(self.folder)
         return StoreInfo(
             source=source.name,
-            options=_options(source),
+            options=options(source),
             seed=self.seed,
             order=source.order,
             fields=tuple(
@@ -154,7 +158,7 @@ class StoreBuilder:
             best_auc=source.best_auc(),
             left_out=getattr(source, "left_out", dict)(),
             fingerprint=fingerprint,
-            versions={n: importlib.metadata.version(n) for n in ("polars", "pyarrow", "numpy")},
+            versions=versions(),
         )
 
 
@@ -205,18 +209,23 @@ def _with_unknown(values: pl.Series, unknown: int | None) -> Any:
     return pl.concat([pl.Series([unknown], dtype=values.dtype), values]).rechunk().to_arrow()
 
 
-def _digest(folder: Path) -> tuple[int, str]:
+def digest(folder: Path) -> tuple[int, str]:
     """Bytes of all Arrow files, and the SHA-256 over their names and content."""
-    total, digest = 0, hashlib.sha256()
+    total, sha256 = 0, hashlib.sha256()
     for file in sorted(folder.rglob("*.arrow")):
-        digest.update(file.relative_to(folder).as_posix().encode())
+        sha256.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+            sha256.update(hashlib.file_digest(content, "sha256").digest())
         total += file.stat().st_size
-    return total, digest.hexdigest()
+    return total, sha256.hexdigest()
 
 
-def _options(source: Source) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Of the libraries that read the log."""
+    return {name: importlib.metadata.version(name) for name in ("polars", "pyarrow", "numpy")}
+
+
+def options(source: Source | FlatSource) -> dict[str, Any]:
     """The source's configuration in types that JSON has."""
     if not dataclasses.is_dataclass(source):
         return {}

@@ -90,6 +90,7 @@ class Collator:
         self.fields = [name for name, _ in store.fields]
         self.keys = [*self.fields, RECENCY, *([GAP] if time_gap else [])]
         self.context = [name for name, _ in store.context]
+        self.numbers = store.numbers
         self.history_length = history_length
         self._items = store.items
         self._partitions = [_Partition(reader, split) for reader in store.partitions]
@@ -128,6 +129,7 @@ class Collator:
             candidate_counts=torch.from_numpy(counts),
             global_candidates=global_candidates,
             seed=seed,
+            numbers=torch.from_numpy(self._numbers(groups, len(request_ids))),
         )
 
     def _by_partition(self, request_ids: np.ndarray) -> Iterator[_Group]:
@@ -170,6 +172,13 @@ class Collator:
             for name, values_R in zip(self.context, values_FR[1:], strict=True):
                 values_R[where] = partition.requests.context[name][rows]
         return _jagged(["user", *self.context], values_FR)
+
+    def _numbers(self, groups: list[_Group], count: int) -> np.ndarray:
+        values_RN = np.empty((count, len(self.numbers)), np.float32)
+        for partition, where, rows in groups:
+            for column, name in enumerate(self.numbers):
+                values_RN[where, column] = partition.requests.numbers[name][rows]
+        return values_RN
 
 
 def gap_bucket(gap: np.ndarray) -> np.ndarray:

@@ -24,11 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.build import StoreBuilder
 from data.errors import InputError
+from data.flat import FlatBuilder, scan
+from data.flat_source import FlatSource
 from data.scatter import ScatteredLog, scatter, split_bucket
 from data.source import Source
 from data.store import StoreInfo
 
 EVENTS_PER_PARTITION = 2_000_000
+ROWS_PER_PARTITION = 1_000_000
+"""Of a flat store, whose rows have some forty columns."""
 MAX_PARTITIONS = 512
 """Each is an open file in the first pass."""
 NUM_BUCKETS = 128
@@ -37,7 +41,7 @@ more, buckets are split."""
 
 
 def prepare(
-    source: Source,
+    source: Source | FlatSource,
     out: Path | str,
     *,
     seed: int = 0,
@@ -50,8 +54,8 @@ def prepare(
     Args:
         seed: of all random draws. The same log, options and seed give the same bytes; a user's
             requests do not depend on the number of partitions.
-        partitions: by default one for every 2 million events. Partitions without users are
-            left out.
+        partitions: by default one for every 2 million events, or million rows of a table without
+            users. Partitions without users are left out.
         overwrite: replaces a store at ``out`` once the new one is complete.
         progress: shows a progress bar; by default where stderr is a terminal.
 
@@ -63,28 +67,52 @@ def prepare(
         raise InputError(
             f"The number of partitions must be from 1 to {MAX_PARTITIONS}, got {partitions}."
         )
-    if len(set(source.side)) < len(source.side):
-        raise InputError(f"Side columns are named twice: {', '.join(source.side)}. Name each once.")
     _check_out(out, overwrite)
     out = out.resolve()  # a link stays, what it points to is replaced
     with _ended_by_exception(), _partial_folder(out) as partial:
+        (partial / "scratch").mkdir()
         with _progress(progress) as bars:
-            log = _scatter(source, partial / "scratch", partitions or NUM_BUCKETS, bars)
-            builder = StoreBuilder(source, log, partial, seed)
-            tasks = list(_assign(log, partitions))
-            for buckets in bars.track(tasks, description="partitions built"):
-                builder.add_partition(buckets)
-                for bucket in buckets:
-                    bucket.unlink()
-            info = builder.finish()
+            if isinstance(source, FlatSource):
+                info = _build_flat(source, partial, seed, partitions, bars)
+            else:
+                info = _build_log(source, partial, seed, partitions, bars)
         shutil.rmtree(partial / "scratch")
         info.write(partial)
         _publish(partial, out)
     return info
 
 
+def _build_log(
+    source: Source, partial: Path, seed: int, partitions: int | None, bars: Progress
+) -> StoreInfo:
+    """A store of histories: rows are scattered by user, then built a partition at a time."""
+    if len(set(source.side)) < len(source.side):
+        raise InputError(f"Side columns are named twice: {', '.join(source.side)}. Name each once.")
+    log = _scatter(source, partial / "scratch", partitions or NUM_BUCKETS, bars)
+    builder = StoreBuilder(source, log, partial, seed)
+    tasks = list(_assign(log, partitions))
+    for buckets in bars.track(tasks, description="partitions built"):
+        builder.add_partition(buckets)
+        for bucket in buckets:
+            bucket.unlink()
+    return builder.finish()
+
+
+def _build_flat(
+    source: FlatSource, partial: Path, seed: int, partitions: int | None, bars: Progress
+) -> StoreInfo:
+    """A store of rows without users: each partition is a block of them, in file order."""
+    bar = bars.add_task("rows read", total=None)
+    scanned = scan(source, partial / "scratch", seed, lambda rows: bars.advance(bar, rows))
+    bars.update(bar, total=scanned.rows)
+    builder = FlatBuilder(source, scanned, partial, seed)
+    count = partitions or -(-scanned.rows // ROWS_PER_PARTITION)
+    for block in bars.track(builder.blocks(count), total=count, description="partitions built"):
+        builder.add_partition(block)
+    return builder.finish()
+
+
 def _scatter(source: Source, scratch: Path, num_buckets: int, bars: Progress) -> ScatteredLog:
-    scratch.mkdir()
     bar = bars.add_task("rows read", total=None)
     log = scatter(source, scratch, num_buckets, lambda rows: bars.advance(bar, rows))
     bars.update(bar, total=log.events)

@@ -14,6 +14,9 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 Order = Literal["time", "file"]
 
+TruncatedLine = Literal["error", "skip"]
+"""What a last line that is cut is answered with."""
+
 
 @dataclass
 class Requests:
@@ -33,6 +36,8 @@ class Requests:
     """(C,) int8: 0 or 1."""
     context: dict[str, np.ndarray] = field(default_factory=dict)
     """(n,) int32 each."""
+    numbers: dict[str, np.ndarray] = field(default_factory=dict)
+    """(n,) float32 each; NaN is missing."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -49,6 +54,7 @@ class Requests:
             candidates=self.candidates[of_chosen],
             labels=self.labels[of_chosen],
             context={name: values[chosen] for name, values in self.context.items()},
+            numbers={name: values[chosen] for name, values in self.numbers.items()},
         )
 
 
@@ -143,7 +149,8 @@ class Source(Protocol):
         """
 
     # A source may have ``left_out() -> dict[str, int]``, asked once at the end: requests that were
-    # not formed, by reason.
+    # not formed, by reason; and ``context_words() -> dict[str, pl.Series]``, values of its context
+    # columns as in the log, by id, null where an id stands for none.
 
     def best_auc(self) -> float | None:
         """The best AUC that any model can reach on the test split, where the truth is known and

@@ -58,7 +58,7 @@ class StoreInfo:
     fields: tuple[Field, ...]
     """item, category, the side columns, and action where the log has it."""
     context: tuple[Field, ...]
-    """Context columns of the requests."""
+    """Context columns of the requests; in a flat store, all columns of ids."""
     users: int
     """Users with rows in the store; dense ids are below it."""
     events: int
@@ -83,6 +83,10 @@ class StoreInfo:
     """On the test split, where the source knows the truth and the split is not too small."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Requests that the source could have formed but for these reasons."""
+    flat: bool = False
+    """Rows of a table without users: each request is a row with one candidate and no history."""
+    numbers: tuple[str, ...] = ()
+    """Float columns of the requests."""
     fingerprint: str
     """SHA-256 over names and content of all Arrow files."""
     versions: dict[str, str]
@@ -123,6 +127,7 @@ class StoreInfo:
         try:
             for name in ("fields", "context"):
                 content[name] = tuple(Field(**entry) for entry in content[name])
+            content["numbers"] = tuple(content.get("numbers", ()))
             content["partitions"] = tuple(
                 StoredPartition(**entry) for entry in content["partitions"]
             )
@@ -168,15 +173,41 @@ class EventStore:
         """(name, num_embeddings) of the requests' context columns."""
         return [(field.name, field.num_embeddings) for field in self.info.context]
 
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the requests' float columns."""
+        return list(self.info.numbers)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the requests are rows of a table, without users and histories."""
+        return self.info.flat
+
     @cached_property
     def items(self) -> dict[str, np.ndarray]:
         """By item id, (num_embeddings,) each: category and side columns int32, frequency int64."""
         return numpy_columns(read_arrow(self.path / "items.arrow"), exclude=("original",))
 
     def originals(self, field: str) -> pa.Array:
-        """(num_embeddings,) values of a field as in the log, by id; null for id 0."""
+        """(num_embeddings,) values of a field as in the log, by id; null for id 0, and of a context
+        column for id 1, too.
+        """
+        return self._words(field).column("original")
+
+    def train_counts(self, column: str) -> np.ndarray:
+        """(num_embeddings,) int64: training rows of a flat store by id of a context column; those
+        of values that are too rare for an id are counted as id 0.
+        """
+        return self._words(column).column("count").to_numpy()
+
+    def _words(self, field: str) -> pa.RecordBatch:
+        if self.flat and self.info.options.get("hash_buckets") is not None:
+            raise InputError(
+                f"{self.path} was prepared with --hash-buckets, so it does not know which values "
+                f"of {field} are behind an id. Prepare it again without."
+            )
         file = "items.arrow" if field == "item" else f"vocabulary/{field}.arrow"
-        return read_arrow(self.path / file).column("original")
+        return read_arrow(self.path / file)
 
 
 class PartitionReader:
@@ -186,6 +217,7 @@ class PartitionReader:
         self.path = path
         self.sizes = sizes
         self._context = [field.name for field in info.context]
+        self._numbers = info.numbers
 
     @cached_property
     def events(self) -> dict[str, np.ndarray]:
@@ -215,6 +247,7 @@ class PartitionReader:
             candidates=candidates.values.to_numpy(),
             labels=labels.values.to_numpy(),
             context={name: columns[name] for name in self._context},
+            numbers={name: columns[name] for name in self._numbers},
         )
 
     def check(self) -> None:
@@ -264,8 +297,11 @@ def write_requests(file: Path, requests: Requests) -> None:
         "candidates": lists(requests.candidates, np.int32),
         "labels": lists(requests.labels, np.int8),
     }
-    context = {name: values.astype(np.int32) for name, values in requests.context.items()}
-    write_arrow(file, columns | context)
+    for name, values in requests.context.items():
+        columns[name] = values.astype(np.int32, copy=False)
+    for name, values in requests.numbers.items():
+        columns[name] = values.astype(np.float32, copy=False)
+    write_arrow(file, columns)
 
 
 def numpy_columns(batch: pa.RecordBatch, exclude: tuple[str, ...] = ()) -> dict[str, np.ndarray]:

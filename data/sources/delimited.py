@@ -6,13 +6,14 @@ import gzip
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
 from data.errors import InputError
+from data.source import TruncatedLine
 
 BLOCK_BYTES = 2**24
 
@@ -21,7 +22,11 @@ TAIL_BYTES = 2**17
 MIN_LINES = 100
 """Before the last line, to compare it with: by chance a shortest one is rarely the last."""
 
-TruncatedLine = Literal["error", "skip"]
+
+AS_TEXT = (
+    "Repair the line, or, if the column holds ids of letters and digits, read it as text "
+    "(source table: --text COLUMN)."
+)
 
 
 def read_delimited(
@@ -34,7 +39,34 @@ def read_delimited(
     delimiter: str = ",",
     truncated_line: TruncatedLine = "error",
 ) -> Iterator[pl.DataFrame]:
-    """Frames of some 100,000 rows with the chosen columns, in file order.
+    """Frames of some 100,000 rows with the chosen columns, in file order: ``read_batches``."""
+    for batch in read_batches(
+        file,
+        columns,
+        names=names,
+        skip_lines=skip_lines,
+        types=types,
+        delimiter=delimiter,
+        truncated_line=truncated_line,
+    ):
+        yield pl.from_arrow(batch)
+
+
+def read_batches(
+    file: Path,
+    columns: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    skip_lines: int = 0,
+    types: dict[str, pa.DataType] | None = None,
+    delimiter: str = ",",
+    truncated_line: TruncatedLine = "error",
+    quotes: bool = True,
+    last_cell: Callable[[str], bool] = str.isdecimal,
+    way_out: str = AS_TEXT,
+    block_bytes: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of some 100,000 rows with the chosen columns, in file order.
 
     Args:
         columns: which to read.
@@ -42,6 +74,11 @@ def read_delimited(
         skip_lines: at the start of the file, for names other than its header's.
         types: of columns; others are guessed from the first block of 16 MiB.
         truncated_line: ``"skip"`` leaves out a *last* line that is cut.
+        quotes: values may be quoted, and may then hold line breaks.
+        last_cell: what cells of the last column look like; where all do, one that is shorter than
+            the others shows that the file was cut.
+        way_out: what a message on a value of the wrong type ends with.
+        block_bytes: of the file that a batch is made from, by default BLOCK_BYTES.
 
     Raises:
         InputError: the file is missing, damaged, has two columns of a wanted name, lines of the
@@ -51,7 +88,7 @@ def read_delimited(
         raise InputError(f"{file} is no file. Give the path of a CSV file, plain or .gz.")
     if names is None:
         _check_header(file, columns, delimiter)
-    cut = _cut_number(file, delimiter)
+    cut = _cut_number(file, delimiter, last_cell)
     if cut and truncated_line == "error":
         raise InputError(_cut_file(file, cut))
     bad_lines: list[pa.csv.InvalidRow] = []
@@ -65,38 +102,47 @@ def read_delimited(
             batches = pa.csv.open_csv(
                 stream,
                 read_options=pa.csv.ReadOptions(
-                    block_size=BLOCK_BYTES, column_names=names, skip_rows=skip_lines
+                    block_size=block_bytes or BLOCK_BYTES, column_names=names, skip_rows=skip_lines
                 ),
                 parse_options=pa.csv.ParseOptions(
-                    delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad_line
+                    delimiter=delimiter,
+                    quote_char='"' if quotes else False,
+                    newlines_in_values=quotes,
+                    invalid_row_handler=on_bad_line,
                 ),
-                convert_options=pa.csv.ConvertOptions(
-                    include_columns=list(columns),
-                    column_types=types,
-                    null_values=[""],
-                    strings_can_be_null=True,
-                ),
+                convert_options=_conversion(columns, types),
             )
-            yield from _frames(batches, drop_last_row=cut is not None)
+            yield from _all_rows(batches, drop_last_row=cut is not None)
     except pa.ArrowKeyError as error:
         raise InputError(_missing_column(file, columns, delimiter)) from error
     except (OSError, pa.ArrowInvalid) as error:
         if bad_lines:
             raise InputError(_bad_line(file, bad_lines[0])) from error
-        raise InputError(_unreadable(file, delimiter, error)) from error
+        raise InputError(_unreadable(file, delimiter, error, way_out)) from error
     if bad_lines and not _locate(file, bad_lines[0].text)[1]:
         raise InputError(_bad_line(file, bad_lines[0]))
 
 
-def _frames(batches: Iterable[pa.RecordBatch], drop_last_row: bool) -> Iterator[pl.DataFrame]:
-    """Holds one frame back, since only the end tells which is the last."""
+def _conversion(
+    columns: Sequence[str], types: dict[str, pa.DataType] | None
+) -> pa.csv.ConvertOptions:
+    return pa.csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=types,
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+
+
+def _all_rows(batches: Iterable[pa.RecordBatch], drop_last_row: bool) -> Iterator[pa.RecordBatch]:
+    """Holds one batch back, since only the end tells which is the last."""
     waiting = None
     for batch in batches:
         if waiting is not None:
             yield waiting
-        waiting = pl.from_arrow(batch)
+        waiting = batch
     if waiting is not None:
-        yield waiting.head(-1) if drop_last_row else waiting
+        yield waiting.slice(0, waiting.num_rows - 1) if drop_last_row else waiting
 
 
 def _cut_file(file: Path, number: str) -> str:
@@ -115,7 +161,7 @@ def first_cells(file: Path, delimiter: str = ",") -> list[str]:
         InputError: the file is missing or cannot be read.
     """
     try:
-        with _open(file) as lines:
+        with open_plain_or_gzip(file) as lines:
             line = lines.readline().decode("utf-8-sig", "replace").rstrip("\r\n")
     except (OSError, EOFError) as error:
         raise InputError(
@@ -133,7 +179,7 @@ def _check_header(file: Path, columns: Sequence[str], delimiter: str) -> None:
         )
 
 
-def _cut_number(file: Path, delimiter: str) -> str | None:
+def _cut_number(file: Path, delimiter: str, last_cell: Callable[[str], bool]) -> str | None:
     """What is left of the number that ends a plain file, where there is good evidence of a cut.
 
     A cut gzip file cannot be read to its end, and a line of too few columns is found anyway.
@@ -146,18 +192,21 @@ def _cut_number(file: Path, delimiter: str) -> str | None:
     if len(lines) <= MIN_LINES or len({line.count(delimiter) for line in lines}) > 1:
         return None
     *cells, cell = [line.rstrip("\r").split(delimiter)[-1] for line in lines]
-    if not all(map(str.isdecimal, [*cells, cell])):
+    if not all(map(last_cell, [*cells, cell])):
         return None
-    return cell if len(cell) < min(map(len, cells)) else None
+    lengths = {len(before) for before in cells}
+    # columns may have empty cells, which say nothing of the length of a whole one
+    shortest = min(lengths - {0}, default=0)
+    return cell if len(cell) < shortest and len(cell) not in lengths else None
 
 
-def _open(file: Path) -> IO[bytes]:
+def open_plain_or_gzip(file: Path) -> IO[bytes]:
     return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
 
 
-def _find(file: Path, wanted: Callable[[str], bool]) -> tuple[int, bool] | None:
+def find_line(file: Path, wanted: Callable[[str], bool]) -> tuple[int, bool] | None:
     """Number of the first wanted line, from 1, and whether it is the last one."""
-    with _open(file) as lines:
+    with open_plain_or_gzip(file) as lines:
         for number, line in enumerate(lines, start=1):
             if wanted(line.decode("utf-8-sig", "replace").rstrip("\r\n")):
                 return number, not lines.readline()
@@ -166,7 +215,7 @@ def _find(file: Path, wanted: Callable[[str], bool]) -> tuple[int, bool] | None:
 
 def _locate(file: Path, text: str) -> tuple[int, bool]:
     first = text.partition("\n")[0].rstrip("\r")  # quoted values may span lines
-    return _find(file, lambda line: line == first) or (0, False)
+    return find_line(file, lambda line: line == first) or (0, False)
 
 
 def _bad_line(file: Path, row: pa.csv.InvalidRow) -> str:
@@ -190,7 +239,11 @@ def _missing_column(file: Path, columns: Sequence[str], delimiter: str) -> str:
     return message if len(found) > 1 else f"{message} Name what stands between with --delimiter."
 
 
-def _unreadable(file: Path, delimiter: str, error: Exception) -> str:
+def _unreadable(file: Path, delimiter: str, error: Exception, way_out: str) -> str:
+    if file.suffix == ".gz" and isinstance(error, OSError):
+        return (
+            f"{file} is cut or damaged: it cannot be unpacked to its end ({error}). Fetch it again."
+        )
     conversion = re.search(r"column #(\d+): .*? to (\w+).*?invalid value '(.*)'", str(error))
     if conversion is None:
         return f"{file} cannot be read as CSV: {error}. Give a CSV file, plain or .gz."
@@ -200,9 +253,8 @@ def _unreadable(file: Path, delimiter: str, error: Exception) -> str:
         cells = line.split(delimiter)
         return len(cells) > index and cells[index].strip('" ') == value
 
-    number, _ = _find(file, has_value) or (0, False)
+    number, _ = find_line(file, has_value) or (0, False)
     return (
         f"{file}, line {number:,}, column {index + 1}: {value!r} is not of type {dtype}, which "
-        "the column has. Repair the line, or, if the column holds ids of letters and digits, read "
-        "it as text (source table: --text COLUMN)."
+        f"the column has. {way_out}"
     )

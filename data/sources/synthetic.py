@@ -24,6 +24,8 @@ SECONDS_PER_PAGE = 3600
 SECONDS_OF_STARTS = 30 * 24 * 3600
 FOLLOWED = 0.5
 """Share of the events of a topic whose valence is what the user feels for it; others are any."""
+TOPIC_WEIGHT = 20
+"""Events of other topics that one of the candidate's topic outweighs."""
 # which random number of a user is meant: one stream for each use
 _LENGTH, _START, _ITEM, _INTEREST, _FAVOURITE, _LABEL = range(6)
 _FEELING, _VALENCE, _FOLLOWS, _WHICH = range(6, 10)
@@ -49,24 +51,32 @@ class Synthetic:
     that match the candidate, among up to W, and to weigh them by recency.
 
     That is ``similarity`` category. In the two others the log has no category: an item has a topic
-    and a valence, +1 or -1, which only its id can tell, and all items are equally popular. ``n`` of
-    the last W events have the candidate's topic:
+    and a valence, +1 or -1, which only its id can tell, and all items are equally popular. A
+    candidate is clicked with probability
 
-    * ``same``: :math:`\log(1 + n)` takes the place of :math:`\log(1 + m)`. What makes an event
-      matter is also what it contributes, so one embedding can serve both.
-    * ``different``: the probability is :math:`\sigma(\frac{1}{n} \sum_j s_j s / noise)`, over
-      those n, with the valences s of event and candidate. Users like or dislike each topic, so half
-      of the events of a topic have one valence and the others any. The topic makes an event matter,
-      the valence is what it contributes: an embedding in which events of one topic are alike is not
-      one in which some of them mean the opposite of the others.
+    .. math:: \sigma((\bar c - c_0) / noise), \quad
+              \bar c = \sum_{j=1}^{W} w_j c_j \Big/ \sum_{j=1}^{W} w_j
+
+    an attention by topic: :math:`w_j` is 20 for an event of the candidate's topic and 1 for any
+    other. What an event contributes, :math:`c_j`, is +1 or -1:
+
+    * ``same``: as the topic is the candidate's or not. What makes an event matter is also what it
+      contributes, so one embedding can serve both. :math:`c_0` lies between what a favourite topic
+      and any other would give.
+    * ``different``: as its valence is the candidate's or not. Users like or dislike each topic, so
+      half of the events of a topic have one valence and the others any. An embedding in which
+      events of one topic are alike is not one in which some of them mean the opposite of the
+      others. :math:`c_0 = 0`.
+
+    The events are the same in both; only the clicks differ.
 
     Every event is a function of (log_seed, user, its number), so the log streams in blocks of
     users and no size needs more memory than another.
     """
 
     similarity: Similarity = "category"
-    """What decides the clicks: the category that the log shows, or topics that it hides, with
-    contributions that go with the topic (same) or against it (different)."""
+    """What decides the clicks: the category that the log shows, or topics that it hides; then what
+    an event contributes goes by its topic too (same) or by something else (different)."""
     users: int = 1_000
     """Users of the log."""
     events_per_user: int = 200
@@ -259,21 +269,27 @@ class Synthetic:
         for begin in range(0, len(end), chunk):
             part = slice(begin, begin + chunk)
             match[part] = matches(partition, partition.first_row[index[part]], end[part])
-        if self.similarity == "different":
-            return 1 / (1 + np.exp(-match / self.noise))
-        if self.similarity == "same":
-            by_chance = self.history_needed / self.categories
-            by_interest = self.history_needed * (1 / self.categories + 1 / self.interests) / 2
-        else:
-            total = (self.history_needed + 1) / 2  # of the weights
-            by_chance, by_interest = total / self.categories, total / (2 * self.interests)
+        if self.similarity != "category":
+            return 1 / (1 + np.exp(-(match - self._middle()) / self.noise))
+        total = (self.history_needed + 1) / 2  # of the weights
+        by_chance, by_interest = total / self.categories, total / (2 * self.interests)
         middle = (math.log1p(by_chance) + math.log1p(by_interest)) / 2
         return 1 / (1 + np.exp(-(np.log1p(match) - middle) / self.noise))
+
+    def _middle(self) -> float:
+        """c_0 of the formula above."""
+        if self.similarity == "different":
+            return 0.0
+        other = 1 / (2 * self.categories)  # share of the events that a topic has
+        favourite = other + 1 / (2 * self.interests)
+        weights = [TOPIC_WEIGHT * share / (TOPIC_WEIGHT * share + 1 - share)
+                   for share in (other, favourite)]  # fmt: skip
+        return sum(weights) - 1  # the mean of 2 weight - 1
 
     def _hidden_matches(
         self, partition: Partition, first_row: np.ndarray, end: np.ndarray
     ) -> np.ndarray:
-        """(R, K) float64: n, or the mean of s_j s, of the formulas above."""
+        """(R, K) float64: the mean of c of the formula above."""
         row_RW = end[:, None] - 1 - np.arange(self.history_needed)
         there_RW = row_RW >= first_row[:, None]
         row_RW = np.maximum(row_RW, 0)
@@ -283,12 +299,16 @@ class Synthetic:
             values = partition.events[field]
             return values[candidate_RK][:, :, None] == values[row_RW][:, None, :]
 
-        same_topic_RKW = alike("topic") & there_RW[:, None, :]
-        n_RK = same_topic_RKW.sum(axis=2)
-        if self.similarity == "same":
-            return n_RK.astype(np.float64)
-        agree_RK = (same_topic_RKW & alike("valence")).sum(axis=2)
-        return (2 * agree_RK - n_RK) / np.maximum(n_RK, 1)
+        there_R1W = there_RW[:, None, :]
+        same_topic_RKW = alike("topic") & there_R1W
+        same_valence_RKW = alike("valence") & there_R1W
+        agree_RKW = same_topic_RKW if self.similarity == "same" else same_valence_RKW
+
+        def weight(events_RKW: np.ndarray) -> np.ndarray:
+            of_topic = (events_RKW & same_topic_RKW).sum(axis=2)
+            return events_RKW.sum(axis=2) + (TOPIC_WEIGHT - 1) * of_topic
+
+        return 2 * weight(agree_RKW) / weight(there_R1W) - 1
 
     def _matches(self, partition: Partition, first_row: np.ndarray, end: np.ndarray) -> np.ndarray:
         """(R, K) float64: m of the formula above."""

@@ -29,15 +29,16 @@ def valence(item: int) -> int:
 
 
 def true_probability(similarity: str, history: list[int], candidate: int) -> float:
-    """The docstring's formulas, for SOURCES."""
-    matching = [item for item in history[-30:] if topic(item) == topic(candidate)]
-    if similarity == "same":
-        by_chance, by_interest = 30 / 6, (30 / 6 + 30 / 3) / 2
-        middle = (math.log(1 + by_chance) + math.log(1 + by_interest)) / 2
-        return 1 / (1 + math.exp(-(math.log(1 + len(matching)) - middle) / 0.5))
-    products = [valence(item) * valence(candidate) for item in matching]
-    mean = sum(products) / len(products) if products else 0.0
-    return 1 / (1 + math.exp(-mean / 0.2))
+    """The docstring's formula, for SOURCES."""
+    weights = [20 if topic(item) == topic(candidate) else 1 for item in history[-30:]]
+    hidden = topic if similarity == "same" else valence
+    signs = [1 if hidden(item) == hidden(candidate) else -1 for item in history[-30:]]
+    mean = sum(w * c for w, c in zip(weights, signs, strict=True)) / sum(weights)
+    middle = 0.0
+    if similarity == "same":  # 2.5 of 30 events have a topic, with those of an interest 5 more
+        means = [(20 * n - (30 - n)) / (20 * n + 30 - n) for n in (2.5, 7.5)]
+        middle = sum(means) / 2
+    return 1 / (1 + math.exp(-(mean - middle) / SOURCES[similarity].noise))
 
 
 @pytest.mark.parametrize("similarity", SOURCES)
@@ -60,6 +61,18 @@ def test_the_best_auc_is_that_of_the_true_probability(tmp_path: Path, similarity
     assert store.info.best_auc == pytest.approx(roc_auc_score(labels, probabilities), abs=1e-9)
     deviation = math.sqrt((probabilities * (1 - probabilities)).sum())
     assert abs(sum(labels) - probabilities.sum()) < 4 * deviation
+
+
+def test_only_the_clicks_differ() -> None:
+    assert pl.concat(SAME.event_frames()).equals(pl.concat(DIFFERENT.event_frames()))
+
+
+@pytest.mark.parametrize("similarity", SOURCES)
+def test_about_half_of_the_candidates_are_clicked(tmp_path: Path, similarity: str) -> None:
+    source = dataclasses.replace(SOURCES[similarity], users=1000)
+    prepare(source, tmp_path / "store")
+    (partition,) = EventStore.open(tmp_path / "store").partitions
+    assert 0.4 < partition.requests("train").labels.mean() < 0.7
 
 
 @pytest.mark.parametrize("similarity", SOURCES)

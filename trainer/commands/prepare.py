@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from data.prepare import prepare
 from data.source import SPLITS
 from data.sources import SOURCES
 from data.store import StoreInfo
+from trainer import formats
 from trainer.commands.parsing import choose, first_paragraph, parse, print_choices, wants_help
 from trainer.tables import store_table
 
@@ -25,6 +28,9 @@ EXAMPLES = {
     "tmall": "--path user_log_format1.csv",
     "table": "--path log.csv --user customer --item product --time date --label bought",
     "synthetic": "--users 10_000 --events-per-user 500",
+    "criteo": "--path train.txt --preparation x4",
+    "avazu": "--path train.csv.gz",
+    "frappe": "--path frappe.train.libfm frappe.validation.libfm frappe.test.libfm",
 }
 """Options beside --out, for the help of each source."""
 
@@ -40,10 +46,30 @@ def main(arguments: Sequence[str]) -> int:
     build = parse(_builder(name, SOURCES[name]), f"prepare {name}", arguments[1:])
     with _quiet_pyarrow():
         info = build()
-    Console().print(store_table(dataclasses.asdict(info)))
+    Console().print(_rows_table(info) if info.flat else store_table(dataclasses.asdict(info)))
     if warning := _empty_splits(name, info):
         print(f"twofold: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _rows_table(info: StoreInfo) -> Table:
+    """What a table without users became: rows by split, and the columns of ids and of numbers."""
+    title = f"Event store from {info.source}: rows without histories"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "total", *SPLITS):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, by_split in (("rows", info.requests), ("positives", info.positives)):
+        counts = [by_split[split] for split in SPLITS]
+        table.add_row(name, *map(formats.count, (sum(counts), *counts)))
+    table.add_section()
+    table.add_row("columns of ids", formats.count(len(info.context)))
+    table.add_row("ids", formats.count(sum(field.num_embeddings for field in info.context)))
+    table.add_row("columns of numbers", formats.count(len(info.numbers)))
+    table.add_section()
+    table.add_row("partitions", formats.count(len(info.partitions)))
+    table.add_row("size", formats.size(info.bytes))
+    table.add_row("fingerprint", info.fingerprint[:12])
+    return table
 
 
 def _empty_splits(source: str, info: StoreInfo) -> str | None:
@@ -103,7 +129,8 @@ def _builder(name: str, source_type: type) -> Callable[..., Callable[[], StoreIn
         source: The log.
         out: Folder of the store.
         seed: Seed of all random draws.
-        partitions: Number of partitions; by default one for every 2 million events.
+        partitions: Number of partitions; by default one for every 2 million events, or million
+            rows of a table without users.
         force: Replace a store at --out once the new one is complete.
     """
     return builder
