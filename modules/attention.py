@@ -108,6 +108,30 @@ def mean_all(targets: Tensor, values: Tensor, blocks: Iterable[Block]) -> Tensor
     return pool_blocks(mean, targets[:, :0], values[:, :0], values, blocks)
 
 
+def encode_all(
+    targets: Tensor,
+    values: Tensor,
+    blocks: Iterable[Block],
+    encoder: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """What an encoder makes of the history, which the candidates of a request share.
+
+    Args:
+        targets: (S, R).
+        values: (N, R).
+        blocks: of the batch.
+        encoder: (B, L, R) events, (B, L) mask and (B, C, R) targets -> (B, C, n, R).
+
+    Returns:
+        (S, n R), zeros without history.
+    """
+
+    def encode(q_BCR: Tensor, k_BLA: Tensor, v_BLR: Tensor, mask_BL: Tensor) -> Tensor:
+        return encoder(v_BLR, mask_BL, q_BCR).flatten(2)
+
+    return pool_blocks(encode, targets, values[:, :0], values, blocks)
+
+
 def pool_blocks(
     pool: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     queries: Tensor,
@@ -119,14 +143,14 @@ def pool_blocks(
 
     Args:
         pool: (B, C, A) queries, (B, L, A) keys, (B, L, R) values and the (B, L) mask of what is no
-            padding -> (B, C, R).
+            padding -> (B, C, any width).
         queries: (S, A).
         keys: (N, A).
         values: (N, R).
         blocks: of the batch.
 
     Returns:
-        (S, R), zeros without history.
+        (S, that width), zeros without history.
     """
     blocks = list(blocks)
     num_candidates = queries.shape[0]
@@ -147,7 +171,7 @@ def pool_blocks(
         )
     ]
     pooled_rows = torch.cat(pooled)
-    interests = pooled_rows.new_zeros(num_candidates + 1, values.shape[1])
+    interests = pooled_rows.new_zeros(num_candidates + 1, pooled_rows.shape[1])
     flat_candidates = torch.cat([numbers.flatten() for numbers in candidates])
     return interests.index_put((flat_candidates,), pooled_rows)[:num_candidates]
 

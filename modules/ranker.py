@@ -12,11 +12,19 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from modules.attention import attend_all, attend_chosen, mean_all
+from modules.attention import attend_all, attend_chosen, encode_all, mean_all
 from modules.clusters import cluster_histories
-from modules.head import InterestHead
+from modules.context import NO_CONTEXT, ContextConfig, ContextFields, FirstOrder
 from modules.jagged import first_rows
-from modules.parts import make_collisions, make_score, make_search, start_maps_small
+from modules.parts import (
+    make_auxiliary_head,
+    make_collisions,
+    make_encoder,
+    make_head,
+    make_score,
+    make_search,
+    start_maps_small,
+)
 from modules.random import uniform
 from modules.ranker_config import RankerConfig
 from modules.search import Histories, Selection, most_recent, sample_others
@@ -39,6 +47,20 @@ class RankerOutput(NamedTuple):
     a cluster, the rounded mean."""
 
 
+class _Found(NamedTuple):
+    """What the heads look at."""
+
+    targets: Tensor
+    """(S, R) representation rows of the candidates."""
+    interests: list[Tensor]
+    """(S, R) each."""
+    pooled: Tensor | None
+    """(S, R) interest of the auxiliary task."""
+    weights: Tensor
+    recency: Tensor
+    """As in :class:`RankerOutput`."""
+
+
 class LifelongRanker(nn.Module):
     r"""Two-stage target attention over lifelong histories (DARE, https://arxiv.org/abs/2410.02604).
 
@@ -57,30 +79,35 @@ class LifelongRanker(nn.Module):
         config: RankerConfig,
         fields: tuple[FieldConfig, ...],
         device: torch.device | None = None,
+        context: ContextConfig = NO_CONTEXT,
     ) -> None:
         """``device`` is that of the tables: "meta" where they will be sharded."""
         super().__init__()
         self.config = config
         # semantic fields first: the score splits the width in two
         self.fields = tuple(sorted(fields, key=lambda f: not f.semantic))
-        self.tables = EventTables(self.fields, config.sharing, device, config.projection)
+        if self.fields:
+            self.tables = EventTables(self.fields, config.sharing, device, config.projection)
         self.score = make_score(config, self.fields)
         self.search = make_search(config, self.fields, self.score)
         self.collisions = make_collisions(config, self.score)
+        self.encoder = make_encoder(config, self.fields)
         if config.pooling != "attention" and not config.short_window:
             self.score.requires_grad_(requires_grad=False)  # no gradient would come
-        width = sum(f.representation_dim for f in fields)
-        self.head = InterestHead(
-            width,
-            config.hidden,
-            config.target_aware,
-            config.official_init,
-            interests=2 if config.short_window else 1,
+        linear = config.head == "crossing" and config.crossing.linear
+        vectors = config.head == "mlp" or config.crossing.reads_vectors
+        self.context = (
+            ContextFields(context, vectors=vectors, first_order=linear, device=device)
+            if len(context)
+            else None
         )
+        semantic = tuple((f.name, f.num_embeddings) for f in self.fields if f.semantic)
+        self.first_order = (
+            FirstOrder(semantic, "candidate", device) if linear and semantic else None
+        )
+        self.head = make_head(config, self.fields, context)
         if config.auxiliary != "none":
-            self.auxiliary_head = InterestHead(
-                width, config.auxiliary_hidden, config.target_aware, config.official_init
-            )
+            self.auxiliary_head = make_auxiliary_head(config, self.fields)
         if config.small_maps:
             start_maps_small(self)
 
@@ -93,6 +120,8 @@ class LifelongRanker(nn.Module):
         history_lengths: Tensor,
         candidate_counts: Tensor,
         seed: int = 0,
+        context: KeyedJaggedTensor | None = None,
+        numbers: Tensor | None = None,
     ) -> RankerOutput:
         """Scores the candidates of a batch.
 
@@ -104,6 +133,8 @@ class LifelongRanker(nn.Module):
             history_lengths: (R,) int64 on the host.
             candidate_counts: (R,) int64 on the host.
             seed: of this step's draws.
+            context: stride R, bags of one; what the model has no field for is not read.
+            numbers: (R, N), NaN where missing.
         """
         histories = Histories.of(
             {f.name: history[f.name].values() for f in self.fields},
@@ -112,39 +143,85 @@ class LifelongRanker(nn.Module):
             history_lengths,
             candidate_counts,
         )
-        if self.config.search == "all":
-            return self._forward_all(histories)
-        if self.config.search == "clusters":
-            return self._forward_clusters(histories)
-        if self.training and self.config.auxiliary == "full" and not self._sees_found_alone():
-            return self._forward_full(histories)
-        return self._forward_fast(
+        found = self._find(
             histories,
             draw=lambda: uniform(
                 seed, request_ids[request_of], _rank_in_request(request_of, candidate_counts)
             ),
         )
+        beside = self._beside(histories, context, numbers)
+        return RankerOutput(
+            self.head(found.targets, *found.interests, **beside),
+            None if found.pooled is None else self.auxiliary_head(found.targets, found.pooled),
+            found.weights.detach(),
+            found.recency,
+        )
+
+    def _find(self, histories: Histories, draw: Callable[[], Tensor]) -> _Found:
+        if self.config.pooling == "none":
+            return self._without_history(histories)
+        if self.config.search == "all":
+            return self._attending_to_all(histories)
+        if self.config.search == "clusters":
+            return self._among_clusters(histories)
+        if self.training and self.config.auxiliary == "full" and not self._sees_found_alone():
+            return self._with_gradient_to_all(histories)
+        return self._searching_first(histories, draw)
+
+    def _beside(
+        self, histories: Histories, context: KeyedJaggedTensor | None, numbers: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What the head sees beside candidate and interests: (S, F, D) rows of context fields, and
+        (S,) the linear term.
+        """
+        beside: dict[str, Tensor] = {}
+        request_of = histories.request_of
+        first_order = torch.zeros(len(request_of), device=request_of.device)
+        if self.context is not None:
+            rows, of_request = self.context(context, numbers)
+            beside["context"], first_order = rows[request_of], of_request[request_of]
+        if self.first_order is not None:
+            ids = {f.name: histories.candidates[f.name] for f in self.fields if f.semantic}
+            first_order = first_order + self.first_order(ids)
+        if self.config.head == "crossing":
+            beside["first_order"] = first_order
+        return beside
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether events matter to it."""
+        return self.config.pooling != "none"
 
     def _sees_found_alone(self) -> bool:
         """Whether the auxiliary, too, attends to what the search found."""
         return self.config.search in ("category", "category_filled")
 
-    def _forward_all(self, histories: Histories) -> RankerOutput:
+    def _without_history(self, histories: Histories) -> _Found:
+        """The candidate alone; nothing at all where a log has no items."""
+        if self.fields:
+            targets = self.tables.represent(histories.candidates)
+        else:
+            targets = torch.zeros(len(histories.request_of), 0, device=histories.request_of.device)
+        return _Found(targets, [], None, *_nothing_chosen(targets))
+
+    def _attending_to_all(self, histories: Histories) -> _Found:
         """No search: every event counts."""
         raw = self.tables(histories.events, histories.candidates)
         rows = self._scored(raw)
         if self.config.pooling == "mean":
             interests = mean_all(rows.targets, rows.values, histories.blocks)
+        elif self.encoder is not None:
+            interests = encode_all(rows.targets, rows.values, histories.blocks, self.encoder)
         elif self.collisions is not None:
             queries, keys = self.score.hashable(raw.queries), self.score.hashable(raw.keys)
             interests = self.collisions(queries, keys, rows.values, histories.blocks)
         else:
             interests = self._attend_all(rows, histories)
-        nothing = interests.new_zeros(len(interests), 0)
-        logits = self.head(rows.targets, interests, *self._short_interest(rows, histories))
-        return RankerOutput(logits, None, nothing, nothing.long())
+        interests = [*interests.split(rows.targets.shape[1], dim=1)]
+        interests += self._short_interest(rows, histories)
+        return _Found(rows.targets, interests, None, *_nothing_chosen(rows.targets))
 
-    def _forward_full(self, histories: Histories) -> RankerOutput:
+    def _with_gradient_to_all(self, histories: Histories) -> _Found:
         """Gradient reaches every event, through the auxiliary attention over the whole history."""
         raw = self.tables(histories.events, histories.candidates)
         rows = self._scored(raw)
@@ -157,9 +234,9 @@ class LifelongRanker(nn.Module):
             else self._attend_all(rows, histories)
         )
         short = self._short_interest(rows, histories)
-        return self._answer(rows, chosen, histories.age_of(chosen), pooled, short)
+        return self._of_chosen(rows, chosen, histories.age_of(chosen), pooled, short)
 
-    def _forward_clusters(self, histories: Histories) -> RankerOutput:
+    def _among_clusters(self, histories: Histories) -> _Found:
         """Exact search among clusters, each as likely as its members together."""
         raw = self.tables(histories.events, histories.candidates)
         semantic = sum(f.attention_dim for f in self.fields if f.semantic)
@@ -182,28 +259,23 @@ class LifelongRanker(nn.Module):
         pooled = self._attend_all(rows, of_clusters) if with_auxiliary else None
         short = self._short_interest(self._scored(raw), histories)
         age_of_chosen = _take(age.squeeze(1), chosen.rows) * chosen.valid
-        return self._answer(rows, chosen, age_of_chosen, pooled, short)
+        return self._of_chosen(rows, chosen, age_of_chosen, pooled, short)
 
-    def _answer(
+    def _of_chosen(
         self,
         rows: Rows,
         chosen: Selection,
         age: Tensor,
         pooled: Tensor | None,
         short: list[Tensor],
-    ) -> RankerOutput:
-        """Attention over the chosen of all rows, and both heads."""
-        interests, weights = self._attend(
+    ) -> _Found:
+        """Attention over the chosen of all rows."""
+        interest, weights = self._attend(
             rows.queries, _take(rows.keys, chosen.rows), _take(rows.values, chosen.rows), chosen
         )
-        return RankerOutput(
-            self.head(rows.targets, interests, *short),
-            None if pooled is None else self.auxiliary_head(rows.targets, pooled),
-            weights.detach(),
-            age,
-        )
+        return _Found(rows.targets, [interest, *short], pooled, weights, age)
 
-    def _forward_fast(self, histories: Histories, draw: Callable[[], Tensor]) -> RankerOutput:
+    def _searching_first(self, histories: Histories, draw: Callable[[], Tensor]) -> _Found:
         """Searches without gradient, then looks up again, with gradient, what attention needs."""
         k, m, w = self.config.top_k, self.config.auxiliary_others, self.config.short_window
         chosen = self.search(
@@ -234,10 +306,11 @@ class LifelongRanker(nn.Module):
                 queries, keys[:, : k + m], values[:, : k + m], both, torch.cat(raised, 1)
             )
         with_auxiliary = self.training and self.config.auxiliary != "none"
-        return RankerOutput(
-            self.head(targets, *interests),
-            self.auxiliary_head(targets, pooled) if with_auxiliary else None,
-            weights.detach(),
+        return _Found(
+            targets,
+            interests,
+            pooled if with_auxiliary else None,
+            weights,
             histories.age_of(chosen),
         )
 
@@ -276,6 +349,11 @@ class LifelongRanker(nn.Module):
         keys, queries, values, targets = self._scored(self.tables(events, histories.candidates))
         shape = attended.rows.shape
         return queries, keys.unflatten(0, shape), values.unflatten(0, shape), targets
+
+
+def _nothing_chosen(like: Tensor) -> tuple[Tensor, Tensor]:
+    nothing = like.new_zeros(len(like), 0)
+    return nothing, nothing.long()
 
 
 def _side_by_side(parts: list[Selection]) -> Selection:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from modules.crossing.config import CrossingConfig
+from modules.crossing.history import HistoryConfig
 from modules.score import ScoreKind
 from modules.tables import Projection, Sharing
 
 SearchKind = Literal[
     "exact", "simhash", "category", "category_filled", "soft", "recent", "clusters", "all"
 ]
-Pooling = Literal["attention", "collisions", "mean"]
+Pooling = Literal["attention", "self_attention", "collisions", "mean", "none"]
+Head = Literal["mlp", "crossing"]
 Auxiliary = Literal["full", "sampled", "none"]
 
 
@@ -36,7 +39,10 @@ class RankerConfig:
     clusters: exact, among clusters of events (TWIN-V2); all: no search, every event counts."""
     pooling: Pooling = "attention"
     """How events become one interest. attention: softmax of the score; with search all also
-    collisions: by agreeing hashes (SDIM); mean: each event alike."""
+    self_attention: events attend to each other, then the candidate to them, and to their mean;
+    collisions: by agreeing hashes (SDIM); mean: each event alike; none: the history is not read."""
+    encoder: HistoryConfig = field(default_factory=HistoryConfig)
+    """Of pooling self_attention, whose cost grows with the square of the history's length."""
     short_window: int = 0
     """Last events that a second attention sees, whose interest goes to the head too; 0: none."""
     score: ScoreKind = "dot"
@@ -61,8 +67,13 @@ class RankerConfig:
     """collisions: hashes of a group, all of which have to agree; at most 8."""
     target_aware: bool = True
     """Feeds the head the product of candidate and interest too."""
+    head: Head = "mlp"
+    """mlp: a perceptron on candidate, interests, their products and the context (DARE); crossing: a
+    network whose fields they all are."""
+    crossing: CrossingConfig = field(default_factory=CrossingConfig)
+    """Of head crossing."""
     hidden: tuple[int, ...] = (200, 80)
-    """Widths of the head's hidden layers."""
+    """Widths of the hidden layers of head mlp."""
     auxiliary_hidden: tuple[int, ...] = (200,)
     """Widths of the auxiliary head's hidden layers."""
     official_init: bool = False
@@ -88,7 +99,7 @@ class RankerConfig:
                 raise ValueError(f"{name} widths must be positive, got {getattr(self, name)}.")
         for name, kind in (
             ("sharing", Sharing), ("projection", Projection), ("search", SearchKind),
-            ("pooling", Pooling), ("score", ScoreKind), ("auxiliary", Auxiliary),
+            ("pooling", Pooling), ("score", ScoreKind), ("auxiliary", Auxiliary), ("head", Head),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
@@ -110,6 +121,21 @@ class RankerConfig:
                     f"pooling={self.pooling!r} passes no gradient to attention tables, which would "
                     f"keep their random start: it goes with sharing='shared', not {self.sharing!r}."
                 )
+            if self.pooling == "none" and self.short_window:
+                raise ValueError(
+                    f"pooling='none' reads no history: it goes with short_window=0, not "
+                    f"{self.short_window}."
+                )
+        if self.pooling != "self_attention" and self.encoder != HistoryConfig():
+            raise ValueError(
+                f"encoder is of pooling='self_attention', and pooling is {self.pooling!r}: leave "
+                "encoder as it is."
+            )
+        if self.head == "mlp" and self.crossing != CrossingConfig():
+            raise ValueError(
+                "crossing is of head='crossing', and head is 'mlp': set head='crossing', or leave "
+                "crossing as it is."
+            )
         allowed = _AUXILIARIES.get(self.search, get_args(Auxiliary))
         if self.auxiliary not in allowed:
             raise ValueError(
@@ -125,6 +151,12 @@ class RankerConfig:
                 "cannot leave the category out, as category_filled does: take score='dot' or "
                 "'cosine'."
             )
+
+    @property
+    def interests(self) -> int:
+        """Vectors that the head gets beside the candidate's."""
+        of_pooling = {"none": 0, "self_attention": 2}.get(self.pooling, 1)
+        return of_pooling + bool(self.short_window)
 
     @property
     def attended(self) -> int:

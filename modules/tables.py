@@ -120,15 +120,24 @@ class EventTables(nn.Module):
         self.init_std: dict[str, float] = {}
         """Standard deviation of each table's rows at the start."""
         for name, roles in self.roles.items():
-            tables = {f"{name}_{f.name}": (f, *_side(f, roles, sharing)) for f in fields}
-            self.add_module(name, _collection(tables, device))
-            self.init_std |= {table: std for table, (_, _, std) in tables.items()}
+            tables = {}
+            for f in fields:
+                width, std = _side(f, roles, sharing)
+                tables[f"{name}_{f.name}"] = (f.name, f.num_embeddings, width)
+                self.init_std[f"{name}_{f.name}"] = std
+            self.add_module(name, make_collection(tables, device))
         self.projections = Projections(fields, projection) if sharing == "projected" else None
 
     def attend(self, events: Ids, candidates: Ids) -> tuple[Tensor, Tensor]:
         """``keys, queries``: all that a search needs."""
         rows = self._rows(events, candidates, ATTENTION_ROLES)
         return rows["keys"], rows["queries"]
+
+    def represent(self, candidates: Ids) -> Tensor:
+        """``targets``: all that a model needs which reads no history."""
+        return self._rows(
+            {name: ids[:0] for name, ids in candidates.items()}, candidates, ("targets",)
+        )["targets"]
 
     def forward(self, events: Ids, candidates: Ids) -> Rows:
         """All four. One lookup per collection, so that each row is updated once a step."""
@@ -207,7 +216,7 @@ def _look_up_roles(
     of_events = [role for role in roles if role in EVENT_ROLES]
     of_candidates = [role for role in roles if role not in EVENT_ROLES]
     parts = [ids for ids, asked in ((events, of_events), (candidates, of_candidates)) if asked]
-    rows = _lookup(bags, {name: torch.cat([ids[name] for ids in parts]) for name in events})
+    rows = look_up(bags, {name: torch.cat([ids[name] for ids in parts]) for name in events})
     count = len(next(iter(events.values()))) if of_events else 0
     return dict.fromkeys(of_events, rows[:count]) | dict.fromkeys(of_candidates, rows[count:])
 
@@ -228,32 +237,40 @@ def initialize_shard_(
 
 
 @torch.no_grad()
-def initialize_tables_(tables: EventTables, seed: int) -> None:
-    """Starts the tables of an unsharded model; sharded ones: ``sharding.apply``."""
-    for collection in tables.roles:
-        for name, weight in tables.get_submodule(collection).named_parameters():
-            table = name.split(".")[-2]
-            initialize_shard_(weight, table, tables.init_std[table], seed)
+def initialize_tables_(module: nn.Module, seed: int) -> None:
+    """Starts the tables of an unsharded module; sharded ones: ``sharding.apply``."""
+    starts = init_stds(module)
+    for bags in module.modules():
+        if isinstance(bags, EmbeddingBagCollection):
+            for name, weight in bags.named_parameters():
+                table = name.split(".")[-2]
+                initialize_shard_(weight, table, starts[table], seed)
 
 
-def _collection(
-    tables: dict[str, tuple[FieldConfig, int, float]], device: torch.device | None
+def init_stds(module: nn.Module) -> dict[str, float]:
+    """Standard deviation at the start of every table within a module."""
+    found: dict[str, float] = {}
+    for child in module.modules():
+        found |= getattr(child, "init_std", {})
+    return found
+
+
+def make_collection(
+    tables: dict[str, tuple[str, int, int]], device: torch.device | None
 ) -> EmbeddingBagCollection:
+    """Table -> (field, num_embeddings, width)."""
     return EmbeddingBagCollection(
         device=device,
         tables=[
             EmbeddingBagConfig(
-                name=name,
-                embedding_dim=width,
-                num_embeddings=field.num_embeddings,
-                feature_names=[field.name],
+                name=name, embedding_dim=width, num_embeddings=rows, feature_names=[field]
             )
-            for name, (field, width, _) in tables.items()
+            for name, (field, rows, width) in tables.items()
         ],
     )
 
 
-def _lookup(bags: EmbeddingBagCollection, ids: Ids) -> Tensor:
+def look_up(bags: EmbeddingBagCollection, ids: Ids) -> Tensor:
     """(n, width) rows of n ids per field, fields side by side.
 
     One bag of one per id: FBGEMM's pooled kernels update such bags an order of magnitude faster on

@@ -18,6 +18,10 @@ from torchrec.distributed.types import ShardingPlan, ShardingType
 ShardingKind = Literal["table_wise", "row_wise", "column_wise"]
 
 
+ROW_FLOATS = 4
+"""TorchRec refuses tables of another width, on CPUs too."""
+
+
 class PlanError(ValueError):
     """What was asked of the tables cannot be had on this machine: the message says why."""
 
@@ -86,9 +90,16 @@ def choose_plan(
     Raises:
         PlanError: nothing fits, or a table named in ``config`` does not exist.
     """
-    tables = [t.name for _, bags in collections(model) for t in bags.embedding_bag_configs()]
-    if unknown := config.table_kinds.keys() - set(tables):
-        raise PlanError(f"Sharding set for unknown tables {sorted(unknown)}; there are {tables}.")
+    tables = {
+        table.name: table.num_embeddings
+        for _, bags in collections(model)
+        for table in bags.embedding_bag_configs()
+    }
+    _refuse_odd_widths(model)
+    if unknown := config.table_kinds.keys() - tables.keys():
+        raise PlanError(
+            f"Sharding set for unknown tables {sorted(unknown)}; there are {list(tables)}."
+        )
     capacity = int(config.memory_gib * 2**30)
     planner = EmbeddingShardingPlanner(
         topology=Topology(
@@ -101,13 +112,11 @@ def choose_plan(
         batch_size=lookups_per_rank,
         constraints={
             name: ParameterConstraints(
-                sharding_types=[config.table_kinds[name]]
-                if name in config.table_kinds
-                else list(config.kinds),
+                sharding_types=_allowed_kinds(name, rows, world_size, config),
                 compute_kernels=["fused"],
                 pooling_factors=[1.0],
             )
-            for name in tables
+            for name, rows in tables.items()
         },
         storage_reservation=FixedPercentageStorageReservation(percentage=0.1),
         stats=[],
@@ -121,6 +130,34 @@ def choose_plan(
             "Ways out: more ranks, --sharding.memory-gib if the machine has more, narrower tables."
             f"\nTorchRec's planner says: {error}"
         ) from error
+
+
+def _refuse_odd_widths(model: nn.Module) -> None:
+    for _, bags in collections(model):
+        for table in bags.embedding_bag_configs():
+            if table.embedding_dim % ROW_FLOATS:
+                upwards = ROW_FLOATS * math.ceil(table.embedding_dim / ROW_FLOATS)
+                raise PlanError(
+                    f"Table {table.name} is {table.embedding_dim} wide, and FBGEMM's rows are "
+                    f"multiples of {ROW_FLOATS} floats: take {upwards} (--fields...)."
+                )
+
+
+def _allowed_kinds(
+    name: str, rows: int, world_size: int, config: ShardingConfig
+) -> list[ShardingKind]:
+    """Without row-wise where it would leave a rank without a row: FBGEMM has no empty tables."""
+    fixed = config.table_kinds.get(name)
+    kinds = [fixed] if fixed else list(config.kinds)
+    per_rank = math.ceil(rows / world_size)
+    if per_rank * (world_size - 1) < rows:
+        return kinds
+    if fixed == "row_wise":
+        raise PlanError(
+            f"Table {name} has {rows} rows: row-wise over {world_size} ranks, {per_rank} each, "
+            "leaves a rank without any. Leave it out of table_kinds, or make it table_wise."
+        )
+    return [kind for kind in kinds if kind != "row_wise"] or ["table_wise"]
 
 
 def collections(model: nn.Module) -> list[tuple[str, EmbeddingBagCollection]]:

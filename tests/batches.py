@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
+from modules.context import ContextConfig
 from modules.tables import FieldConfig
 
 ITEMS, CATEGORIES, LONGEST = 40, 7, 24
+CONTEXT = ContextConfig(
+    fields=(("store", 6), ("hour", 9)), numbers=("price", "visits"), width=4, init_std=0.3
+)
 
 
 def fields(**changes: Any) -> tuple[FieldConfig, ...]:
@@ -52,6 +56,11 @@ def request(number: int, history_length: int, candidates: int) -> dict[str, Any]
         },
         "labels": torch.randint(0, 2, (candidates,), generator=draw).float(),
         "id": number,
+        "context": {name: ids(size, 1) for name, size in CONTEXT.fields},
+        # now and then a number is missing
+        "numbers": torch.randn(1, 2, generator=draw)
+        .exp()
+        .where(torch.rand(1, 2, generator=draw) < 0.8, torch.nan),
     }
 
 
@@ -71,6 +80,8 @@ def collate(requests: list[dict[str, Any]], seed: int = 0) -> tuple[dict[str, An
         "history_lengths": lengths,
         "candidate_counts": counts,
         "seed": seed,
+        "context": bags(joined("context"), torch.ones(len(requests), dtype=torch.int64)),
+        "numbers": torch.cat([r["numbers"] for r in requests]),
     }
     return arguments, torch.cat([r["labels"] for r in requests])
 

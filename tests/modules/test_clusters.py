@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import modules.clusters
 from modules.clusters import MAX_MEMBERS, Clusters, cluster_histories
+from tests.modules.cases import make_config, make_ranker, make_requests, train_step
 from tests.modules.clustering import recursive_k_means
 
 LENGTHS = torch.tensor([0, 5, MAX_MEMBERS, MAX_MEMBERS + 1, 0, 300, 70, 1])
@@ -72,3 +74,18 @@ def test_short_histories_are_one_cluster_each() -> None:
     clusters = cluster_histories(torch.randn(7, 3), torch.tensor([0, 4, 0, 3, 0]))
     assert clusters.of_event.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert clusters.lengths.tolist() == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine"])
+def test_clusters_of_one_event_train_as_exact_search(monkeypatch, score: str) -> None:
+    monkeypatch.setattr(modules.clusters, "MAX_MEMBERS", 1)
+    found = []
+    for search in ("exact", "clusters"):
+        config = make_config(search=search, score=score, auxiliary="full", sharing="shared")
+        found.append(train_step(make_ranker(config), make_requests()))
+    (exact, exact_losses, exact_gradients), (clusters, losses, gradients) = found
+    torch.testing.assert_close(clusters.logits, exact.logits)
+    torch.testing.assert_close(losses, exact_losses)
+    torch.testing.assert_close(dict(gradients), dict(exact_gradients))
+    torch.testing.assert_close(clusters.weights, exact.weights)
+    assert clusters.recency.tolist() == exact.recency.tolist()

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torchrec.optim import RowWiseAdagrad
 
+from modules.context import NO_CONTEXT
+from modules.crossing.config import CrossingConfig
 from modules.loss import ranking_losses
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from modules.tables import initialize_tables_
 from sharding.apply import TableOptimizer, shard, sharded_collections
-from sharding.plan import ShardingConfig, choose_plan
-from tests.batches import collate, fields, random_requests, request
+from sharding.plan import ShardingConfig, choose_plan, collections
+from tests.batches import CONTEXT, collate, fields, random_requests, request
 from tests.ranks import run_ranks
 
 STEPS, REQUESTS, SEED, TABLE_LR, DENSE_LR = 20, 13, 5, 0.1, 0.003
@@ -26,15 +28,20 @@ META = torch.device("meta")
 
 
 def _name(settings: dict[str, Any]) -> str:
-    return "-".join(str(value) for value in settings.values())
+    return "-".join(getattr(value, "kind", str(value)) for value in settings.values())
 
 
 def ranker(settings: dict[str, Any]) -> LifelongRanker:
     torch.manual_seed(SEED)
+    settings = dict(settings)
+    with_context = settings.pop("context", False)
     config = RankerConfig(
         top_k=5, auxiliary_others=4, hidden=(8,), auxiliary_hidden=(6,), **settings
     )
-    return LifelongRanker(config, fields(attention_init_std=0.3, representation_init_std=0.3), META)
+    events = fields(attention_init_std=0.3, representation_init_std=0.3)
+    if config.pooling == "none":
+        events = tuple(f for f in events if f.semantic)
+    return LifelongRanker(config, events, META, CONTEXT if with_context else NO_CONTEXT)
 
 
 def steps(
@@ -69,10 +76,10 @@ def predictions(model: torch.nn.Module) -> list[float]:
 
 def unsharded(settings: dict[str, Any]) -> tuple[list, list, dict[str, list]]:
     model = ranker(settings)
-    for collection in model.tables.roles:
-        model.tables.get_submodule(collection).to_empty(device="cpu")
-    initialize_tables_(model.tables, SEED)
-    weights = {n: w for n, w in model.tables.named_parameters() if "embedding_bags" in n}
+    for _, bags in collections(model):
+        bags.to_empty(device="cpu")
+    initialize_tables_(model, SEED)
+    weights = {n: w for n, w in model.named_parameters() if "embedding_bags" in n}
     tables = RowWiseAdagrad(weights.values(), lr=TABLE_LR, eps=EPS)
     dense = torch.optim.Adam(
         [p for name, p in model.named_parameters() if "embedding_bags" not in name], lr=DENSE_LR
@@ -150,6 +157,19 @@ MODELS = [
     {"sharing": "decoupled", "search": "all", "auxiliary": "none"},
     {"sharing": "decoupled", "search": "recent", "auxiliary": "none", "short_window": 3},
 ]
+SEPARATION = CrossingConfig(form="cross", residual=True, layer_bias=True, deep=(6,))
+FILTERS = CrossingConfig(layers=2, rank=2, normalize=True, attention_layers=1, attention_width=4)
+WITHOUT_HISTORY = {"sharing": "shared", "search": "all", "pooling": "none", "auxiliary": "none"}
+CROSSED = [
+    {"auxiliary": "sampled", "context": True},
+    {"auxiliary": "sampled", "head": "crossing", "crossing": SEPARATION, "context": True},
+    {"auxiliary": "full", "head": "crossing", "crossing": FILTERS},
+    {**WITHOUT_HISTORY, "pooling": "self_attention", "head": "crossing"},
+    {**WITHOUT_HISTORY, "head": "crossing", "crossing": CrossingConfig(kind="fm"), "context": True},
+    {**WITHOUT_HISTORY, "head": "crossing", "crossing": CrossingConfig(kind="linear"),
+     "context": True},
+]  # fmt: skip
+MODELS += CROSSED
 CASES = [(kind, settings) for settings in SETTINGS for kind in ("table_wise", "row_wise")]
 # every model both ways would take minutes: the two kinds in turn
 CASES += [(("table_wise", "row_wise")[i % 2], settings) for i, settings in enumerate(MODELS)]

@@ -135,3 +135,20 @@ def test_planning_twice_gives_the_same_plan() -> None:
 def test_a_config_that_allows_nothing_is_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ShardingConfig(**setting)
+
+
+def test_row_wise_leaves_no_rank_without_a_row() -> None:
+    """7 categories over 6 ranks, two each, would leave the last two ranks without any."""
+    tables = plan(ranker(), 6, kinds=("row_wise",))
+    assert tables["attention_category"]["sharding_type"] == "table_wise"
+    assert tables["attention_item"]["sharding_type"] == "row_wise"
+    assert (
+        plan(ranker(), 4, kinds=("row_wise",))["attention_category"]["sharding_type"] == "row_wise"
+    )
+    with pytest.raises(PlanError, match="7 rows: row-wise over 6 ranks, 2 each"):
+        plan(ranker(), 6, table_kinds={"attention_category": "row_wise"})
+
+
+def test_a_width_that_fbgemm_has_no_rows_for_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"attention_item is 6 wide.*take 8"):
+        plan(ranker(attention_dim=6), 1)
