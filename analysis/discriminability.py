@@ -26,7 +26,7 @@ SEEDS = (1, 2, 3, 4, 5)
 
 class HeadInputs:
     """Collects what the head sees of every n-th request while it is entered: the interest h, and
-    the whole input ``[v; h; v ⊙ h]``.
+    the whole input: ``[v; h; v ⊙ h]``, or all that is crossed.
     """
 
     def __init__(self, ranker: LifelongRanker, every: int) -> None:
@@ -59,8 +59,8 @@ class HeadInputs:
     def _see_interest(self, head: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._interest = torch.cat(args[1:], dim=1)
 
-    def _see_input(self, layers: nn.Module, args: tuple[Tensor]) -> None:
-        (self._input,) = args
+    def _see_input(self, layers: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._input = args[0].flatten(1)  # of a crossing head, its fields
 
     def update(self, output: RankerOutput, batch: RankingBatch) -> None:
         """Keeps the requests of a batch whose number is a multiple of ``every``."""

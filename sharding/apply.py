@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,14 +10,15 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torch import nn
+from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor, KeyedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 
 from modules.ranker import LifelongRanker
-from modules.tables import initialize_shard_
+from modules.tables import init_stds, initialize_shard_
 from sharding.batch_norm import use_global_batch_norm
 from sharding.plan import FusedBagSharder, PlanError
 
@@ -38,6 +40,11 @@ class TableOptimizer:
     """Of all tables."""
     eps: float = 1e-8
     """Keeps the first steps finite; sgd has none."""
+    weight_decay: float = 0.0
+    """Lambda of an L2 penalty: adds lambda times a row to its gradient in each step that looks the
+    row up, once however often it does. The dense L2 of other trainers (FuxiCTR, BARS) does so in
+    every step for every row: the same for a row that each batch holds; a row that a share p of the
+    batches hold is held back by p lambda, and none fades while it is away."""
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -45,6 +52,8 @@ class TableOptimizer:
         for name in ("learning_rate", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a number from 0 up, got {self.weight_decay}.")
 
     def fused_params(self, device_type: str) -> dict[str, Any]:
         """What TorchRec's sharders want.
@@ -75,7 +84,7 @@ def shard(
     tables, and rank 0's dense parameters go to all.
     """
     use_global_batch_norm(model)
-    init_std = model.tables.init_std
+    starts = init_stds(model)
     sharded = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(dist.GroupMember.WORLD),
@@ -83,8 +92,10 @@ def shard(
         sharders=[FusedBagSharder(fused_params=optimizer.fused_params(device.type))],
         device=device,
     )
+    if optimizer.weight_decay:
+        _decay_rows(sharded, optimizer.weight_decay)
     for _, bags in sharded_collections(sharded):
-        _initialize(bags, init_std, seed)
+        _initialize(bags, starts, seed)
         if dist.get_backend() == dist.Backend.GLOO and _has_row_wise(bags):
             bags.register_forward_pre_hook(_pad_to_common_stride)
             bags.register_forward_hook(_drop_padding)
@@ -98,6 +109,56 @@ def sharded_collections(model: nn.Module) -> list[tuple[str, ShardedEmbeddingBag
         for path, module in model.named_modules()
         if isinstance(module, ShardedEmbeddingBagCollection)
     ]
+
+
+def set_table_learning_rate(model: DistributedModelParallel, learning_rate: float) -> None:
+    """Lets the fused kernels of all tables go on with another learning rate."""
+    for group in model.fused_optimizer.param_groups:
+        group["lr"] = learning_rate
+    model.fused_optimizer.step()  # hands it to the kernels, which update within the backward pass
+
+
+def _decay_rows(model: nn.Module, weight_decay: float) -> None:
+    """Adds L2 to the gradients of the rows that a step looks up.
+
+    FBGEMM's own ``weight_decay`` is no way: its kernels for CPUs ignore it, those for GPUs too with
+    sgd and adagrad, and with adam it is another penalty (decoupled). So the gradient is changed on
+    its way into the kernel, on the rank that holds the row. There all ranks' lookups have come
+    together, and TorchRec has divided by their number: any plan and world size does the same.
+    """
+
+    def regularize(kernel: nn.Module, args: tuple[KeyedJaggedTensor], rows: Tensor) -> None:
+        if not rows.requires_grad:
+            return
+        tables = kernel.config.embedding_tables
+        widths = [table.local_cols for table in tables for _ in table.feature_names]
+        starts = [0, *itertools.accumulate(table.local_rows for table in tables)]
+        firsts = [first for first, t in zip(starts, tables, strict=False) for _ in t.feature_names]
+        share_SF = lookup_shares(args[0], torch.tensor(firsts, device=rows.device))
+        share = share_SF.repeat_interleave(torch.tensor(widths, device=rows.device), dim=1)
+        held = rows.detach()
+        rows.register_hook(lambda gradient: gradient.addcmul(held, share, value=weight_decay))
+
+    for _, bags in sharded_collections(model):
+        for lookup in bags._lookups:
+            for kernel in lookup._emb_modules:  # none where this rank has no shard
+                assert isinstance(kernel, BatchedFusedEmbeddingBag)
+                kernel.register_forward_hook(regularize)
+
+
+def lookup_shares(ids: KeyedJaggedTensor, first_rows: Tensor) -> Tensor:
+    """(S, F): 1 / n in a bag that is one of n lookups of its row, 0 in an empty bag.
+
+    Args:
+        ids: of F features, S bags of at most one id each.
+        first_rows: (F,) number of the first row of each feature's table, all tables counted on.
+    """
+    lengths_FS = ids.lengths().view(len(first_rows), -1)
+    rows = ids.values() + first_rows.repeat_interleave(lengths_FS.sum(dim=1))
+    _, place, count = rows.unique(return_inverse=True, return_counts=True)
+    shares = torch.zeros(lengths_FS.shape, device=rows.device)
+    shares[lengths_FS > 0] = 1 / count[place]
+    return shares.T
 
 
 @torch.no_grad()

@@ -88,11 +88,16 @@ def analyze_run(
         ranks: this process.
 
     Raises:
-        InputError: no run or checkpoint there, another store than the run's, nowhere to write to,
-            or no analysis where ``others`` say.
+        InputError: no run or checkpoint there, a model that reads no history, another store than
+            the run's, nowhere to write to, or no analysis where ``others`` say.
     """
     config = read_config(run)
     experiment = read_experiment(config)
+    if experiment.model.pooling == "none":
+        raise InputError(
+            f"{run} is of {config['experiment']}, which reads no history: analyze is about "
+            "searches and attention. Its metrics are in summary.json and report.html."
+        )
     store = open_store_of(run, config, data or _store_of_command(run, config))
     on_first_rank(ranks, lambda: _make_folder(out or run))
     state = build_state(experiment, store, ranks)

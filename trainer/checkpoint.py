@@ -51,6 +51,8 @@ class Position:
     """On the validation split."""
     best_step: int = 0
     evaluations_since_best: int = 0
+    learning_rate_scale: float = 1.0
+    """Of all learning rates, to those that the run began with."""
     loss_first: float | None = None
     """Main loss of the first logged steps."""
     loss_last: float | None = None

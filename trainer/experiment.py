@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from data.collate import GAP, GAP_BUCKETS, RECENCY
+from modules.context import ContextConfig
 from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
 from sharding.apply import TableOptimizer
@@ -31,7 +33,9 @@ class FieldWidths:
     attention_init_stds: dict[str, float] = field(default_factory=dict)
     """Start of the attention rows of single fields, e.g. item 1 category 0.3."""
     without: tuple[str, ...] = ()
-    """Fields that the model does not see, e.g. recency."""
+    """Fields that the model does not see, e.g. recency, or a field of the context."""
+    user: bool = False
+    """Adds the user's id to the fields of the context."""
     attention_init_std: float = 0.01
     """Start of the attention rows of the semantic fields. With a dot product, about 1 is the
     identity prior: the first search already finds the events of the same item and category; with a
@@ -58,14 +62,20 @@ class FieldWidths:
                 raise ValueError(f"Widths must be positive and below 2**31, got {dim}.")
 
     def fields(
-        self, vocabularies: list[tuple[str, int]], recencies: int, *, time_gap: bool = False
+        self,
+        vocabularies: list[tuple[str, int]],
+        recencies: int,
+        *,
+        time_gap: bool = False,
+        others: Iterable[str] = (),
     ) -> tuple[FieldConfig, ...]:
-        """Fields of a model.
+        """Fields of the events and candidates of a model.
 
         Args:
             vocabularies: (name, num_embeddings) of the store's fields.
             recencies: longest history that is kept.
             time_gap: whether there is the field gap.
+            others: fields of the context, which may be left out too.
 
         Raises:
             ValueError: a width is set for a field, or a field is left out, that the store lacks.
@@ -73,11 +83,9 @@ class FieldWidths:
         sizes = dict(vocabularies) | {RECENCY: recencies + 1}
         if time_gap:
             sizes[GAP] = GAP_BUCKETS
-        for option in ("attention_dims", "representation_dims", "attention_init_stds", "without"):
-            if unknown := {*getattr(self, option)} - sizes.keys():
-                raise ValueError(
-                    f"{option} names {sorted(unknown)}, but the fields are {list(sizes)}."
-                )
+        for option in ("attention_dims", "representation_dims", "attention_init_stds"):
+            _check_known(option, getattr(self, option), sizes)
+        _check_known("without", self.without, [*sizes, *others])
         return tuple(
             FieldConfig(
                 name=name,
@@ -96,6 +104,29 @@ class FieldWidths:
             for name, size in sizes.items()
             if name not in self.without
         )
+
+    def context(
+        self, vocabularies: list[tuple[str, int]], numbers: list[str], users: int
+    ) -> ContextConfig:
+        """Fields of the requests of a model, as wide as representations are.
+
+        Args:
+            vocabularies: (name, num_embeddings) of the store's context columns.
+            numbers: names of its numeric ones.
+            users: of the store.
+        """
+        fields = [("user", users)] if self.user else []
+        return ContextConfig(
+            fields=tuple(f for f in (*fields, *vocabularies) if f[0] not in self.without),
+            numbers=tuple(name for name in numbers if name not in self.without),
+            width=self.representation_dim,
+            init_std=self.representation_init_std,
+        )
+
+
+def _check_known(option: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := {*given} - {*known}:
+        raise ValueError(f"{option} names {sorted(unknown)}, but the fields are {list(known)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +158,20 @@ class Experiment:
     seed: int = 1
     """Seed of all parameters' start, the order of requests and the auxiliary's draws."""
     evaluate_every: int = 0
-    """Steps between two evaluations on the validation split; 0: four times an epoch."""
+    """Steps between two evaluations on the validation split; 0: by evaluations_per_epoch."""
+    evaluations_per_epoch: int = 4
+    """Evaluations in an epoch, where evaluate_every does not say."""
     patience: int = 4
     """Evaluations without a better validation AUC after which training stops."""
+    plateau_patience: int = 0
+    """Evaluations without a better validation AUC, since the best one or the last reduction, after
+    which all learning rates are reduced; 0: never. The weights go on from where they are. A
+    reduction does not reset patience: give patience more than plateau_patience, or training stops
+    before a reduced rate is tried."""
+    plateau_factor: float = 0.1
+    """What a reduction multiplies the learning rates by, of tables and of all else."""
+    plateau_floor: float = 1e-3
+    """Share of the first learning rates below which no reduction goes."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     bootstrap: int = 200
@@ -140,7 +182,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for name in (
-            "history_length", "requests_per_batch", "epochs", "patience", "log_every", "bootstrap"
+            "history_length", "requests_per_batch", "epochs", "evaluations_per_epoch", "patience",
+            "log_every", "bootstrap",
         ):  # fmt: skip
             if not 1 <= getattr(self, name) < 2**31:
                 raise ValueError(
@@ -153,8 +196,22 @@ class Experiment:
         for name in ("auxiliary_weight", "l2", "evaluate_every", "seed", "record_gradients"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
+        self._check_plateau()
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}.")
+
+    def _check_plateau(self) -> None:
+        for name in ("plateau_factor", "plateau_floor"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}."
+                )
+        if not 0 <= self.plateau_patience < self.patience:
+            raise ValueError(
+                f"plateau_patience must be from 0 up and below patience, got "
+                f"{self.plateau_patience} and {self.patience}: training would stop before its "
+                "first reduced learning rate. Give a larger patience, or 0 for no reductions."
+            )
 
     def changed(self, **changes: object) -> Experiment:
         """A copy with other values."""

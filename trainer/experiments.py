@@ -9,14 +9,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from modules.crossing.presets import PRESETS
 from modules.ranker_config import RankerConfig
 from sharding.apply import TableOptimizer
 from trainer.experiment import Experiment, FieldWidths
 
 
 def dare() -> Experiment:
-    """DARE: separate attention and representation tables, sampled auxiliary, cosine search."""
-    return Experiment(model=RankerConfig(auxiliary="sampled", score="cosine"), history_length=1600)
+    """DARE: separate attention and representation tables, cosine search, no auxiliary loss."""
+    return Experiment(model=RankerConfig(auxiliary="none", score="cosine"), history_length=1600)
 
 
 def _like_dare(**model: Any) -> Experiment:
@@ -98,6 +99,13 @@ def target_attention() -> Experiment:
     return _like_twin(search="all", auxiliary="none")
 
 
+def self_attention() -> Experiment:
+    """Events of the last 200 attend to each other, then the candidate to them (SASRec, DIN)."""
+    return _like_twin(search="all", pooling="self_attention", auxiliary="none").changed(
+        history_length=200
+    )
+
+
 def mean_pooling() -> Experiment:
     """The mean of the whole history, whatever the candidate: the floor of all models."""
     return _like_twin(search="all", pooling="mean", auxiliary="none")
@@ -107,6 +115,11 @@ def dare_dot() -> Experiment:
     """DARE searching by plain dot product, from attention rows that start wide."""
     # the identity prior: the first search already finds the events of the same item and category
     return _like_dare(score="dot").changed(fields=FieldWidths(attention_init_std=1.0))
+
+
+def dare_separation() -> Experiment:
+    """DARE whose head crosses all fields and interests in each dimension apart (SECN)."""
+    return _like_dare(head="crossing", crossing=PRESETS["secn_b_deep"]())
 
 
 def dare_paper() -> Experiment:
@@ -130,11 +143,33 @@ def twin_paper() -> Experiment:
     return base.changed(model=dataclasses.replace(base.model, sharing="shared"))
 
 
-EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
+def crossing(preset: str) -> Callable[[], Experiment]:
+    """An experiment that crosses fields and reads no history, named after its network."""
+
+    def experiment() -> Experiment:
+        return Experiment(
+            model=RankerConfig(
+                sharing="shared",
+                search="all",
+                pooling="none",
+                auxiliary="none",
+                head="crossing",
+                crossing=PRESETS[preset](),
+            ),
+            history_length=1,
+        )
+
+    experiment.__name__, experiment.__doc__ = preset, PRESETS[preset].__doc__
+    return experiment
+
+
+_LIFELONG: dict[str, Callable[[], Experiment]] = {
     function.__name__: function
     for function in (
         dare, twin, twin_without_tr, twin_hard, twin_projected, twin_projected_event, twin_three,
-        twin_four, din, sim_hard, sim_soft, eta, sdim, twin_v2, target_attention, mean_pooling,
-        dare_dot, dare_paper, twin_paper,
+        twin_four, din, sim_hard, sim_soft, eta, sdim, twin_v2, target_attention, self_attention,
+        mean_pooling,
+        dare_dot, dare_separation, dare_paper, twin_paper,
     )
 }  # fmt: skip
+EXPERIMENTS = _LIFELONG | {name: crossing(name) for name in PRESETS}

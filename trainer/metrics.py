@@ -57,7 +57,8 @@ class Metrics:
     auc_interval: Interval
     """95 % bootstrap interval over requests, or over users."""
     gauc: float
-    """AUC within each user, averaged with the user's candidates as weight."""
+    """AUC within each user, averaged with the user's candidates as weight; NaN of a single user,
+    as all rows of a table without users are: it would be the AUC again."""
     logloss: float
     """Nats per candidate."""
     normalized_entropy: float
@@ -115,17 +116,17 @@ def evaluate(
     resampled = [ranking.auc(weight)[0] for weight in _resamples(predictions, by, bootstrap, seed)]
     logloss = log_loss(probability, label)
     base_entropy = log_loss(np.full_like(label, label.mean()), label, clip=0.0)
-    positives = int(label.sum())
+    positives, users = int(label.sum()), len(np.unique(predictions.user))
     return Metrics(
         auc=float(ranking.auc()[0]),
         auc_interval=_interval(resampled),
-        gauc=grouped_auc(probability, label, predictions.user),
+        gauc=grouped_auc(probability, label, predictions.user) if users > 1 else math.nan,
         logloss=logloss,
         normalized_entropy=logloss / base_entropy if base_entropy else math.nan,
         calibration=float(probability.sum() / positives) if positives else math.nan,
         samples=len(label),
         requests=len(np.unique(predictions.request)),
-        users=len(np.unique(predictions.user)),
+        users=users,
         positives=positives,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -15,9 +16,11 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from data.batch import RankingBatch
 from data.errors import InputError
 from data.store import EventStore
+from modules.context import ContextConfig
 from modules.loss import Losses, ranking_losses
 from modules.ranker import LifelongRanker, RankerOutput
-from sharding.apply import shard
+from modules.tables import FieldConfig
+from sharding.apply import set_table_learning_rate, shard
 from sharding.plan import choose_plan, describe_plan
 from trainer.experiment import Experiment
 from trainer.processes import Ranks
@@ -32,6 +35,15 @@ class TrainState:
     dense: KeyedOptimizerWrapper
     plan: dict[str, Any]
     """What ``RUN/plan.json`` holds."""
+
+    def scale_learning_rates(self, experiment: Experiment, scale: float) -> None:
+        """Sets those of tables and of all else to ``scale`` times the experiment's.
+
+        They are no part of ``to_save``: what saves a state has to keep the scale.
+        """
+        for group in self.dense.param_groups:
+            group["lr"] = scale * experiment.dense_learning_rate
+        set_table_learning_rate(self.model, scale * experiment.tables.learning_rate)
 
     def to_save(self) -> dict[str, Any]:
         """For DCP."""
@@ -61,12 +73,38 @@ def build_ranker(experiment: Experiment, store: EventStore) -> LifelongRanker:
     """
     torch.manual_seed(experiment.seed)
     try:
-        fields = experiment.fields.fields(
-            store.fields, experiment.history_length, time_gap=experiment.time_gap
-        )
-        return LifelongRanker(experiment.model, fields, device=torch.device("meta"))
+        events, context = fields_of(experiment, store)
+        return LifelongRanker(experiment.model, events, torch.device("meta"), context)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def fields_of(
+    experiment: Experiment, store: EventStore
+) -> tuple[tuple[FieldConfig, ...], ContextConfig]:
+    """What the model sees of events and candidates, and of requests.
+
+    Raises:
+        ValueError: the experiment does not go with the store.
+    """
+    reads_history = experiment.model.pooling != "none"
+    if store.flat and reads_history:
+        raise ValueError(
+            "This store's rows have no histories, but the experiment's model reads them. Take one "
+            "that reads none: lr, fm, deepfm, dcn_v2, secn_b and others of twofold train --help."
+        )
+    events = experiment.fields.fields(
+        store.fields,
+        experiment.history_length,
+        time_gap=experiment.time_gap,
+        others=[*(name for name, _ in store.context), *store.numbers],
+    )
+    context = experiment.fields.context(store.context, store.numbers, store.info.users)
+    if store.flat:  # its rows are all of one item, which says nothing
+        events = ()
+    elif not reads_history:  # what a candidate has none of: recency, action
+        events = tuple(f for f in events if f.semantic)
+    return events, context
 
 
 def plan_ranker(
@@ -126,6 +164,8 @@ def forward(model: torch.nn.Module, batch: RankingBatch) -> RankerOutput:
         history_lengths=batch.history_lengths,
         candidate_counts=batch.candidate_counts,
         seed=batch.seed,
+        context=batch.context,
+        numbers=batch.numbers,
     )
 
 
@@ -137,6 +177,8 @@ def train_step(
     Returns the terms of the loss: their mean over ranks is that of the global batch. The tables'
     fused optimizers act within the backward pass.
     """
+    # dropout's draws depend on the place in training alone, as all others do
+    torch.manual_seed((batch.seed + dist.get_rank()) % 2**63)
     losses = ranking_losses(
         forward(state.model, batch),
         batch.labels,

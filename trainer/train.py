@@ -40,7 +40,6 @@ from trainer.run_folder import RunFolder, disk_errors
 from trainer.state import TrainState, build_state, forward, train_step
 from trainer.tables import plan_table, results_table
 
-EVALUATIONS_PER_EPOCH = 4
 STATISTICS_BATCHES = 16
 """Training batches behind the batch-norm statistics of an evaluation."""
 
@@ -106,6 +105,7 @@ class Trainer:
             self.loader.load_state_dict(
                 {"epoch": self.position.epoch, "batch": self.position.batch}
             )
+            self.state.scale_learning_rates(self.experiment, self.position.learning_rate_scale)
             display.print(f"Resuming {self.folder.path} at step {self.position.step}.")
         elif resume:
             display.print(f"No checkpoint at {self.folder.path}; starting over.")
@@ -125,7 +125,9 @@ class Trainer:
         """The train loop."""
         experiment, position = self.experiment, self.position
         steps = experiment.epochs * len(self.loader)
-        every = experiment.evaluate_every or math.ceil(len(self.loader) / EVALUATIONS_PER_EPOCH)
+        every = experiment.evaluate_every or math.ceil(
+            len(self.loader) / experiment.evaluations_per_epoch
+        )
         counter = LookupCounter(sharded_collections(self.state.model))
         meter = _Meter(self.ranks)
         gradients = self._gradient_recorder()
@@ -134,7 +136,8 @@ class Trainer:
                 batch = batch.to(self.ranks.device, non_blocking=True)
                 meter.add(train_step(self.state, batch, experiment, self.ranks.world_size), batch)
                 position.step += 1
-                gradients.end_of_step()
+                if gradients:
+                    gradients.end_of_step()
                 position.epoch, position.batch = self.loader.state_dict().values()
                 evaluates = position.step % every == 0 or position.step == steps
                 if evaluates or position.step % experiment.log_every == 0:
@@ -151,16 +154,21 @@ class Trainer:
 
         self._write_gradients(gradients)
 
-    def _gradient_recorder(self) -> GradientRecorder:
+    def _gradient_recorder(self) -> GradientRecorder | None:
         """Of the first steps of a run, which a resumed one has behind it."""
         steps = 0 if self.position.step else self.experiment.record_gradients
+        if not steps:
+            return None
         ranker = self.state.model.module
-        if steps and "category" not in {f.name for f in ranker.fields}:
-            raise InputError("record_gradients compares rows of the field category: keep it.")
+        if "category" not in {f.name for f in ranker.fields} or not ranker.reads_history:
+            raise InputError(
+                "record_gradients compares attention and representation by rows of the field "
+                "category: it needs that field and a model that reads histories."
+            )
         return GradientRecorder(ranker.tables, ranker.fields, "category", steps)
 
-    def _write_gradients(self, gradients: GradientRecorder) -> None:
-        if gradients.steps:
+    def _write_gradients(self, gradients: GradientRecorder | None) -> None:
+        if gradients:
             found = gradients.close().to_json()
             if self.ranks.first:
                 self.folder.write("gradients.json", found)
@@ -169,7 +177,7 @@ class Trainer:
         return self.position.evaluations_since_best >= self.experiment.patience
 
     def _log(self, record: dict[str, Any], display: Display, steps: int) -> None:
-        self._record(record)
+        self._record({**record, **self._scale()})
         note = f"loss {record['loss']:.4f}  {record['samples_per_second']:,.0f} samples/s"
         display.update("train", record["step"], steps, note)
 
@@ -191,13 +199,32 @@ class Trainer:
         if better:
             position.best_auc, position.best_step = auc, position.step
         position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
+        note = "  (best)" if better else self._reduce_learning_rates()
         record = {"kind": "eval", "split": "val", "step": position.step}
-        self._record({**record, **metrics.to_json(), **probe.to_json()})
+        self._record({**record, **metrics.to_json(), **probe.to_json(), **self._scale()})
         display.print(
             f"step {position.step:>6}  validation AUC {metrics.auc:.4f}  "
-            f"log loss {metrics.logloss:.4f}{'  (best)' if better else ''}"
+            f"log loss {metrics.logloss:.4f}{note}"
         )
         self.checkpoints.save(self.state, position, ("last", "best") if better else ("last",))
+
+    def _reduce_learning_rates(self) -> str:
+        """Where validation is on a plateau; says so."""
+        experiment, position = self.experiment, self.position
+        patience, old = experiment.plateau_patience, position.learning_rate_scale
+        if not patience or position.evaluations_since_best % patience:
+            return ""
+        new = max(old * experiment.plateau_factor, experiment.plateau_floor)
+        if math.isclose(new, old):
+            return ""
+        position.learning_rate_scale = new
+        self.state.scale_learning_rates(experiment, new)
+        return f"  learning rates times {new / old:.3g}"
+
+    def _scale(self) -> dict[str, float]:
+        """For a record of a run whose learning rates may change."""
+        scale = self.position.learning_rate_scale
+        return {"learning_rate_scale": scale} if self.experiment.plateau_patience else {}
 
     def _finish(self, display: Display) -> dict[str, Any]:
         """Tests the best checkpoint and writes what is left of the run folder."""

@@ -57,8 +57,20 @@ SEARCHES = (
     "twin", "target_attention", "twin_hard", "sim_hard", "sim_soft", "eta", "din", "twin_v2",
 )  # fmt: skip
 """Models of one table that may have two."""
+SAMPLED = (
+    "dare", "twin", "twin_without_tr", "twin_projected", "twin_projected_event", "twin_three",
+    "twin_four", "din", "eta",
+)  # fmt: skip
+"""Models that most tables train with the sampled auxiliary, which table ``auxiliary`` shows to help
+where histories are short."""
 WITHOUT_AUXILIARY = ("sdim", "target_attention", "mean_pooling")
 """Models that see the whole history at once: there is nothing more for a second loss to see."""
+CROSSING = (
+    "lr", "fm", "fwfm", "fvfm", "fmfm", "nfm", "afm", "wide_deep", "deepfm", "dcn", "cross_v2",
+    "dcn_v2", "cin", "xdeepfm", "autoint", "autoint_plus", "fibinet", "final_mlp", "fi_gnn",
+    "graph_fm", "secn_a1", "secn_b", "secn_shared", "secn_full", "secn_b_deep",
+)  # fmt: skip
+"""Networks of one table; they read no history."""
 PUBLISHED = (
     "--history-length", "200", "--tables.learning-rate", "0.05", "--requests-per-batch", "683",
     "--epochs", "2", "--dense-learning-rate", "0.01",
@@ -82,13 +94,17 @@ def _flags(**values: object) -> tuple[str, ...]:
     )
 
 
+def _auxiliary(model: str) -> tuple[str, ...]:
+    return _flags(model__auxiliary="sampled") if model in SAMPLED else ()
+
+
 def _paired(flag: str, values: Sequence[int], base: int) -> tuple[Row, ...]:
     """DARE at each value against DARE at ``base``; TWIN at each against DARE at the same."""
     return tuple(
         Row(
             f"{model}-{value}",
             model,
-            _flags(**{flag: value}),
+            (*_auxiliary(model), *_flags(**{flag: value})),
             f"dare-{base if model == 'dare' else value}",
             line=model,
             x=value,
@@ -100,6 +116,7 @@ def _paired(flag: str, values: Sequence[int], base: int) -> tuple[Row, ...]:
 
 def _widths(model: str, attention: int, representation: int, reference: str) -> Row:
     flags = _flags(
+        model__auxiliary="sampled",
         fields__attention_dim=attention,
         fields__representation_dim=representation,
     )
@@ -110,7 +127,7 @@ def _identity_prior() -> tuple[Row, ...]:
     """Each start against 0.01, all else equal."""
     rows = []
     for history in (200, 800):
-        base = {"history_length": history}
+        base = {"model__auxiliary": "sampled", "history_length": history}
         for sharing in ("decoupled", "shared"):
             for score in ("dot", "cosine"):
                 line = f"{score}-{sharing}-{history}"
@@ -127,14 +144,18 @@ def _identity_prior() -> tuple[Row, ...]:
 def _prior_parts() -> tuple[Row, ...]:
     """What makes the prior: the item's rows, the category's, or the cosine's temperature."""
     stds = "--fields.attention-init-stds"
-    dot = _flags(model__score="dot")
+    dot = _flags(model__auxiliary="sampled", model__score="dot")
     return (
         Row("dot-narrow", "dare", dot),
         Row("dot-item", "dare", (*dot, stds, "item", "1"), "dot-narrow"),
         Row("dot-category", "dare", (*dot, stds, "category", "1"), "dot-narrow"),
         Row("dot-both", "dare", (*dot, stds, "item", "1", "category", "1"), "dot-narrow"),
         *(
-            Row(f"cosine-{value}", "dare", _flags(model__temperature=value))
+            Row(
+                f"cosine-{value}",
+                "dare",
+                _flags(model__auxiliary="sampled", model__temperature=value),
+            )
             for value in (3, 6, 12, 24)
         ),
     )
@@ -146,7 +167,7 @@ TABLES: dict[str, SweepTable] = {
         axis="model",
         reference="dare",
         flags=_flags(history_length=400),
-        rows=tuple(Row(name, name) for name in MODELS),
+        rows=tuple(Row(name, name, _auxiliary(name)) for name in MODELS),
     ),
     "dare-table-paper": SweepTable(
         sentence="The same models, trained as published: dot product, full auxiliary, history 200.",
@@ -164,8 +185,13 @@ TABLES: dict[str, SweepTable] = {
             row
             for model in SEARCHES
             for row in (
-                Row(model, model, reference=model),
-                Row(f"{model}-apart", model, _flags(model__sharing="decoupled"), model),
+                Row(model, model, _auxiliary(model), model),
+                Row(
+                    f"{model}-apart",
+                    model,
+                    (*_auxiliary(model), *_flags(model__sharing="decoupled")),
+                    model,
+                ),
             )
         ),
     ),
@@ -177,7 +203,10 @@ TABLES: dict[str, SweepTable] = {
             Row(
                 f"{name}-{history}",
                 model,
-                _flags(history_length=history, model__sharing="decoupled"),
+                (
+                    *_auxiliary(model),
+                    *_flags(history_length=history, model__sharing="decoupled"),
+                ),
                 f"dare-{400 if name == 'dare' else history}",
                 line=name,
                 x=history,
@@ -205,8 +234,8 @@ TABLES: dict[str, SweepTable] = {
         reference="dare-16",
         flags=_flags(history_length=400),
         rows=(
-            *(_widths("dare", width, 16, "dare-16") for width in (2, 4, 8, 16, 32, 64)),
-            *(_widths("twin", width, width, f"dare-{width}") for width in (2, 4, 8, 16, 32, 64)),
+            *(_widths("dare", width, 16, "dare-16") for width in (4, 8, 16, 32, 64)),
+            *(_widths("twin", width, width, f"dare-{width}") for width in (4, 8, 16, 32, 64)),
         ),
     ),
     "auxiliary": SweepTable(
@@ -242,7 +271,12 @@ TABLES: dict[str, SweepTable] = {
                 for auxiliary, history in (("full", 200), ("sampled", 400), ("none", 2000))
             ),
             # where the log has no more history to buy: 20 others, or 20 more winners
-            Row("sampled-1600", "dare", _flags(history_length=1600), "none-1600"),
+            Row(
+                "sampled-1600",
+                "dare",
+                _flags(model__auxiliary="sampled", history_length=1600),
+                "none-1600",
+            ),
             *(
                 Row(
                     label,
@@ -266,6 +300,30 @@ TABLES: dict[str, SweepTable] = {
         reference="cosine-6",
         flags=_flags(history_length=400),
         rows=_prior_parts(),
+    ),
+    "crossing": SweepTable(
+        sentence="What do crossing networks say of a log, without its histories and with them?",
+        axis="model",
+        reference="dare",
+        flags=_flags(history_length=400),
+        rows=(
+            Row("dare", "dare"),
+            Row("dare_separation", "dare_separation"),
+            *(Row(name, name) for name in CROSSING),
+        ),
+    ),
+    "planted": SweepTable(
+        sentence="Is the gain of tables apart there where the truth of a synthetic log wants it?",
+        axis="model",
+        reference="twin",
+        # one item table each: what the log hides must be learned from clicks. A flat start of the
+        # cosine lets every row learn
+        flags=(
+            *_flags(history_length=100, epochs=3, patience=100, dense_learning_rate=0.005),
+            *_flags(model__auxiliary="sampled", model__temperature=1, model__top_k=50),
+            *("--fields.without", "category", "recency"),
+        ),
+        rows=(Row("dare", "dare"), Row("twin", "twin")),
     ),
     "epochs": SweepTable(
         sentence="What do further passes over the same requests bring DARE and TWIN?",
