@@ -28,6 +28,7 @@ EXAMPLES = {
     "tmall": "--path user_log_format1.csv",
     "table": "--path log.csv --user customer --item product --time date --label bought",
     "synthetic": "--users 10_000 --events-per-user 500",
+    "teacher": "--kappa 0.5",
     "criteo": "--path train.txt --preparation x4",
     "avazu": "--path train.csv.gz",
     "frappe": "--path frappe.train.libfm frappe.validation.libfm frappe.test.libfm",
