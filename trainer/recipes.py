@@ -23,7 +23,7 @@ ON_GPUS: Flags = ("--tables.kind", "adam", "--tables.learning-rate", "0.001")
 
 CRITEO_X1: Flags = (
     *_PROTOCOL, "--requests-per-batch", "4096",
-    "--fields.representation-dim", "12",  # published: 10; FBGEMM wants multiples of 4
+    "--fields.attention-dim", "12", "--fields.representation-dim", "12",  # published: 10
 )  # fmt: skip
 """For every model on a store of ``twofold prepare criteo --preparation x1``."""
 CRITEO_X4: Flags = (

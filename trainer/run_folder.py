@@ -27,7 +27,10 @@ RUN_FILES = (
 )  # fmt: skip
 FULL = 2**16
 """A disk with fewer bytes left is full."""
-MAY_CHANGE = ("epochs", "patience", "evaluate_every", "log_every", "bootstrap", "sharding")
+MAY_CHANGE = (
+    "epochs", "patience", "evaluate_every", "evaluations_per_epoch", "log_every", "bootstrap",
+    "sharding",
+)  # fmt: skip
 """Settings that a resumed run may have other than before."""
 
 
@@ -83,7 +86,7 @@ class RunFolder:
                 "or start over with --replace."
             )
         before = read_config(self.path)
-        old, new = (_leaves(content["config"]) for content in (before, config))
+        old, new = _leaves(resolved(before)), _leaves(config["config"])
         changed = [
             f"{key}: {old.get(key)} -> {new.get(key)}"
             for key in sorted(old.keys() | new.keys())
@@ -212,6 +215,13 @@ def read_experiment(config: dict[str, Any]) -> Experiment:
         raise InputError(
             f"config.json does not describe an experiment of this version: {error}"
         ) from error
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a ``config.json`` as this version writes them: those that an older version
+    lacked have their defaults, which leave a run as it was.
+    """
+    return TypeAdapter(Experiment).dump_python(read_experiment(config), mode="json")
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

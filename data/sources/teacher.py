@@ -32,17 +32,21 @@ _ID, _CLICK, _RADIUS, _ANGLE, _PAIR, _SHARED, _SEPARATE, _FULL = range(1, 9)
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(FlatSource):
-    r"""A generated table, any size: columns f1, f2, ... of ids, each drawn by itself, id of rank k
-    in proportion to :math:`k^{-zipf}`. Every id of every field has a hidden vector u of ``width``
-    numbers, and a row is clicked with probability
+    r"""A generated table of any size: columns f1, f2, ... of ids, and clicks that follow products
+    of the ids' hidden vectors, two fields at a time.
+
+    The id of rank k comes in proportion to :math:`k^{-zipf}`, each field's apart from all others'.
+    Every id of every field has a hidden vector u of ``width`` numbers, and a row is clicked with
+    probability
 
     .. math:: \sigma\Big(\frac{scale}{\sqrt{P}} \sum_{(i,j)} u_i^\top C^{ij} u_j\Big), \quad
               C^{ij} = B^{ij} / \lVert B^{ij} \rVert_F
 
     over P pairs i < j of fields. ``kappa`` says which dimensions meet:
 
-    .. math:: B = (1 - t)\, s\, I + t\, \mathrm{diag}(s_d), \quad t = 2 κ \le 1, \qquad
-              B = (2 - t)\, \mathrm{diag}(s_d) / \sqrt{D} + (t - 1)\, (s_{de}) / D, \quad t > 1
+    .. math::
+        B &= (1 - t)\, s\, I / \sqrt{D} + t\, \mathrm{diag}(s_d) / \sqrt{D}, & t &= 2 κ \le 1 \\
+        B &= (2 - t)\, \mathrm{diag}(s_d) / \sqrt{D} + (t - 1)\, (s_{de}) / D, & t &> 1
 
     with random signs, those of a pair drawn apart from all other pairs':
 
@@ -63,18 +67,19 @@ class Teacher(FlatSource):
     hidden vectors. Clicks and split depend on --seed.
     """
 
-    rows: int = 500_000
+    rows: int = 150_000
     """Rows of the table."""
-    fields: int = 10
+    fields: int = 12
     """Columns of ids (F)."""
-    ids: int = 50
-    """Ids of each field (I), more than ``width``. Few ids in many rows let models find the hidden
+    ids: int = 16
+    """Ids of each field (I), more than the width. Few ids in many rows let models find the hidden
     vectors."""
     zipf: float = 0.5
     """0: all ids of a field come equally often; 1: the one of rank k 1 / k times as often as the
     first."""
-    width: int = 8
-    """Numbers of a hidden vector (D), even."""
+    width: int = 4
+    """Numbers of a hidden vector (D), an even number from 4: of two, half of them +, the one would
+    say the other."""
     kappa: float = 0.5
     """0: pairs weigh all dimensions alike; 0.5: each apart; 1: each with each; or between."""
     scale: float = 2.0
@@ -94,7 +99,7 @@ class Teacher(FlatSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (
-            ("rows", 1), ("fields", 2), ("ids", 2), ("width", 2), ("log_seed", 0),
+            ("rows", 1), ("fields", 2), ("ids", 5), ("width", 4), ("log_seed", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}.")

@@ -90,6 +90,14 @@ def test_replace_deletes_the_run_and_nothing_else(config: dict[str, Any], tmp_pa
     assert read_config(new.path)["experiment"] == "other"
 
 
+def test_a_run_of_an_older_version_goes_on(config: dict[str, Any], tmp_path: Path) -> None:
+    """Settings that were added since leave it as it was."""
+    older = json.loads(json.dumps(config))
+    del older["config"]["plateau_patience"], older["config"]["model"]["crossing"]
+    claim(tmp_path / "run", older)
+    claim(tmp_path / "run", config, resume=True)
+
+
 def test_another_store_cannot_be_resumed_on(config: dict[str, Any], tmp_path: Path) -> None:
     claim(tmp_path / "run", config)
     data = config["data"] | {"fingerprint": "0" * 64}

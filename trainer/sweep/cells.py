@@ -21,7 +21,7 @@ from trainer.commands.parsing import parse
 from trainer.experiment import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.provenance import commit
-from trainer.run_folder import read_config
+from trainer.run_folder import read_config, resolved
 from trainer.sweep.tables import Row, SweepTable
 
 StateName = Literal["done", "running", "begun", "missing", "other"]
@@ -171,6 +171,7 @@ def state_of(cell: Cell) -> State:
         return State("running" if _in_use(folder) else "missing")
     try:
         config = read_config(folder)
+        there = {"experiment": config["experiment"], "config": resolved(config)}
     except InputError as error:
         return State("other", (str(error),))
     wanted = {
@@ -178,7 +179,6 @@ def state_of(cell: Cell) -> State:
         "config": cell.config,
         "data": {"fingerprint": cell.fingerprint},
     }
-    there = {name: config[name] for name in ("experiment", "config")}
     there["data"] = {"fingerprint": config["data"].get("fingerprint")}
     if differences := tuple(_changes(there, wanted)):
         return State("other", differences)

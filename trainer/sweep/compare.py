@@ -82,7 +82,8 @@ def compare(ours: Sequence[Resampled], theirs: Sequence[Resampled]) -> Compariso
     return Comparison(
         auc=float(differences.mean()),
         by_request=intervals["request"],
-        by_user=intervals["user"],
+        # rows without users are all of one, whom every resample draws
+        by_user=intervals["user"] if any(np.ptp(a.by["user"]) for a in ours) else (math.nan,) * 2,
         seed_std=standard_deviation(differences),
         seeds=len(pairs),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.recipes import CRITEO_X1, CRITEO_X4, MODELS_X1, MODELS_X4
+
 
 @dataclass(frozen=True)
 class Row:
@@ -311,6 +313,20 @@ TABLES: dict[str, SweepTable] = {
             Row("dare_separation", "dare_separation"),
             *(Row(name, name) for name in CROSSING),
         ),
+    ),
+    "criteo-x1": SweepTable(
+        sentence="The crossing networks on Criteo by the protocol of the published numbers (x1).",
+        axis="model",
+        reference="lr",
+        flags=CRITEO_X1,
+        rows=tuple(Row(name, name, flags) for name, flags in MODELS_X1.items()),
+    ),
+    "criteo-x4": SweepTable(
+        sentence="The same by protocol x4: numbers as ids, rare ids left out.",
+        axis="model",
+        reference="lr",
+        flags=CRITEO_X4,
+        rows=tuple(Row(name, name, flags) for name, flags in MODELS_X4.items()),
     ),
     "planted": SweepTable(
         sentence="Is the gain of tables apart there where the truth of a synthetic log wants it?",

@@ -24,6 +24,8 @@ def test_every_row_fits_its_experiment(table: str, row: Row) -> None:
         if isinstance(value, dict):
             names, numbers = words[::2], map(float, words[1::2])
             assert value == dict(zip(names, numbers, strict=True)), flag
+        elif isinstance(value, tuple):
+            assert [*map(str, value)] == words, flag
         elif words:
             assert value == type(value)(*words), flag
 
