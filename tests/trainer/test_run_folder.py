@@ -96,6 +96,7 @@ def test_a_run_of_an_older_version_goes_on(config: dict[str, Any], tmp_path: Pat
     del older["config"]["plateau_patience"], older["config"]["model"]["crossing"]
     claim(tmp_path / "run", older)
     claim(tmp_path / "run", config, resume=True)
+    assert read_config(tmp_path / "run") == config
 
 
 def test_another_store_cannot_be_resumed_on(config: dict[str, Any], tmp_path: Path) -> None:

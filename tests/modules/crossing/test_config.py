@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from modules.crossing import CrossingConfig, make_crossing
 
@@ -101,4 +102,5 @@ def test_what_does_not_fit_the_fields_is_refused(settings: dict, fields: int, me
     ],
 )
 def test_what_makes_sense_is_built(settings: dict) -> None:
-    make_crossing(CrossingConfig(**settings), 3, 4)
+    network = make_crossing(CrossingConfig(**settings), 3, 4)
+    assert network(torch.randn(5, 3, 4), torch.randn(5)).isfinite().all()
