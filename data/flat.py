@@ -192,7 +192,7 @@ class FlatBuilder:
             positives=self.positives,
             partitions=tuple(self.partitions),
             bytes=size,
-            best_auc=None,
+            best_auc=self.source.best_auc(),
             flat=True,
             numbers=self.source.numbers,
             fingerprint=fingerprint,

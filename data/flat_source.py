@@ -48,6 +48,10 @@ class FlatSource(ABC):
 
     name: ClassVar[str]
 
+    def best_auc(self) -> float | None:
+        """AUC of the true probabilities on the test rows; None where the truth is not known."""
+        return None
+
     def __post_init__(self) -> None:
         if self.split_ratio is not None and min(self.split_ratio) < 1:
             raise InputError(

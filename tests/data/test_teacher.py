@@ -213,6 +213,7 @@ def test_a_store_holds_the_table(tmp_path: Path) -> None:
     source = dataclasses.replace(SMALL, rows=3_000, split_ratio=(2, 1, 1))
     info = prepare(source, tmp_path / "store", seed=3, partitions=2)
     assert info.flat
+    assert info.best_auc == source.best_auc()
     assert len(info.partitions) == 2
     rows = table(source, seed=3)
     columns = {name: [str(i) for i in rows[name]] for name in ("f1", "f2", "f3", "f4")}

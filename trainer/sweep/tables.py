@@ -314,6 +314,24 @@ TABLES: dict[str, SweepTable] = {
             *(Row(name, name) for name in CROSSING),
         ),
     ),
+    "teacher": SweepTable(
+        sentence="Does each way to share filters over dimensions win where the truth is its own?",
+        axis="model",
+        reference="fvfm",
+        flags=(
+            *_flags(fields__attention_dim=4, fields__representation_dim=4),
+            *_flags(fields__representation_init_std=0.3, fields__attention_init_std=0.3),
+            *_flags(tables__kind="adagrad", tables__learning_rate=0.1, dense_learning_rate=0.05),
+            *_flags(requests_per_batch=500, epochs=20, evaluations_per_epoch=1, patience=100),
+        ),
+        rows=(
+            *(Row(name, name) for name in ("fwfm", "fvfm", "fmfm")),
+            *(
+                Row(f"{name}-1", name, _flags(model__crossing__layers=1), "secn_b-1")
+                for name in ("secn_shared", "secn_b", "secn_full")
+            ),
+        ),
+    ),
     "criteo-x1": SweepTable(
         sentence="The crossing networks on Criteo by the protocol of the published numbers (x1).",
         axis="model",
