@@ -14,8 +14,8 @@ from torchrec import KeyedJaggedTensor
 from modules.tables import Ids, look_up, make_collection
 
 FIRST_ORDER_WIDTH = 4
-"""FBGEMM's kernels for GPUs want rows of a multiple of four floats: a first-order weight is the
-mean of four, which start and move alike."""
+"""TorchRec wants rows of a multiple of four floats, FBGEMM's: a first-order weight is the mean of
+four, which start and move alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
