@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -34,7 +35,12 @@ COMMANDS = ("doctor", "prepare", "train", "evaluate", "analyze", "sweep", "demo"
 
 def main() -> NoReturn:
     """Entry point of ``twofold`` and ``python -m trainer.main``; exits."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    # TorchRec's modules refer to each other in circles and hold the process group. If it outlived
+    # them into the interpreter's shutdown, a thread of gloo's that lets go of a tensor just then
+    # would abort the process.
+    gc.collect()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

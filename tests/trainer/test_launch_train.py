@@ -145,3 +145,21 @@ def test_ctrl_c_under_torchrun_leaves_nothing_running(store: Path, tmp_path: Pat
     assert not out.exists()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads threads from /proc")
+def test_no_thread_of_the_process_group_outlives_the_run(store: Path, tmp_path: Path) -> None:
+    # at the interpreter's shutdown one of them may abort the process after all is done
+    code = (
+        "import atexit, pathlib; from trainer import cli\n"
+        "tasks = pathlib.Path('/proc/self/task')\n"
+        "threads = lambda: [comm.read_text().strip() for comm in tasks.glob('*/comm')]\n"
+        "atexit.register(lambda: print('threads:', *threads()))\n"
+        "cli.main()"
+    )
+    line = ["train", "dare", "--data", store, "--out", tmp_path / "run", *TINY]
+    out, err = (process := launcher(sys.executable, "-c", code, *line)).communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    (threads,) = (text for text in out.splitlines() if text.startswith("threads:"))
+    assert "gloo" not in threads
