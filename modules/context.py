@@ -13,10 +13,6 @@ from torchrec import KeyedJaggedTensor
 
 from modules.tables import Ids, look_up, make_collection
 
-FIRST_ORDER_WIDTH = 4
-"""TorchRec wants rows of a multiple of four floats, FBGEMM's: a first-order weight is the mean of
-four, which start and move alike."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig:
@@ -102,15 +98,13 @@ class FirstOrder(nn.Module):
     ) -> None:
         """``fields``: (name, num_embeddings) of each."""
         super().__init__()
-        tables = {
-            f"linear_{prefix}_{name}": (name, size, FIRST_ORDER_WIDTH) for name, size in fields
-        }
+        tables = {f"linear_{prefix}_{name}": (name, size, 1) for name, size in fields}
         self.weights = make_collection(tables, device)
         self.init_std = dict.fromkeys(tables, 0.0)
 
     def forward(self, ids: Ids) -> Tensor:
         """As many ids of each field, n -> (n,)."""
-        return look_up(self.weights, ids).sum(dim=1) / FIRST_ORDER_WIDTH
+        return look_up(self.weights, ids).sum(dim=1)
 
 
 class Numbers(nn.Module):

@@ -222,13 +222,22 @@ def _look_up_roles(
 
 
 def initialize_shard_(
-    weight: Tensor, table: str, std: float, seed: int, row: int = 0, column: int = 0
+    weight: Tensor,
+    table: str,
+    std: float,
+    seed: int,
+    row: int = 0,
+    column: int = 0,
+    period: int | None = None,
 ) -> None:
     """Fills ``weight``, the part of ``table`` from (row, column) on, with N(0, std²).
 
-    A value depends on (seed, table, its row, its column) only: shards of any plan agree.
+    A value depends on (seed, table, its row, its column) only: shards of any plan agree. With a
+    ``period`` columns repeat after so many.
     """
     columns = torch.arange(column, column + weight.shape[1], device=weight.device)
+    if period is not None:
+        columns %= period
     table_id = zlib.crc32(table.encode())
     for begin in range(0, weight.shape[0], INIT_ROWS):
         part = weight[begin : begin + INIT_ROWS]

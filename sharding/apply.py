@@ -20,6 +20,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 from modules.ranker import LifelongRanker
 from modules.tables import init_stds, initialize_shard_
 from sharding.batch_norm import use_global_batch_norm
+from sharding.narrow import widths_within
 from sharding.plan import FusedBagSharder, PlanError
 
 _KINDS = {
@@ -84,7 +85,7 @@ def shard(
     tables, and rank 0's dense parameters go to all.
     """
     use_global_batch_norm(model)
-    starts = init_stds(model)
+    starts, widths = init_stds(model), widths_within(model)
     sharded = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(dist.GroupMember.WORLD),
@@ -95,7 +96,7 @@ def shard(
     if optimizer.weight_decay:
         _decay_rows(sharded, optimizer.weight_decay)
     for _, bags in sharded_collections(sharded):
-        _initialize(bags, starts, seed)
+        _initialize(bags, starts, widths, seed)
         if dist.get_backend() == dist.Backend.GLOO and _has_row_wise(bags):
             bags.register_forward_pre_hook(_pad_to_common_stride)
             bags.register_forward_hook(_drop_padding)
@@ -162,12 +163,19 @@ def lookup_shares(ids: KeyedJaggedTensor, first_rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _initialize(bags: ShardedEmbeddingBagCollection, init_std: dict[str, float], seed: int) -> None:
+def _initialize(
+    bags: ShardedEmbeddingBagCollection,
+    init_std: dict[str, float],
+    widths: dict[str, int],
+    seed: int,
+) -> None:
     for name, weight in bags.state_dict().items():
         table = name.split(".")[-2]
         for local in weight.local_shards():
             row, column = local.metadata.shard_offsets
-            initialize_shard_(local.tensor, table, init_std[table], seed, row, column)
+            initialize_shard_(
+                local.tensor, table, init_std[table], seed, row, column, widths.get(table)
+            )
 
 
 def _has_row_wise(bags: ShardedEmbeddingBagCollection) -> bool:

@@ -15,11 +15,9 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
+from sharding.narrow import ROW_FLOATS
+
 ShardingKind = Literal["table_wise", "row_wise", "column_wise"]
-
-
-ROW_FLOATS = 4
-"""TorchRec refuses tables of another width, on CPUs too."""
 
 
 class PlanError(ValueError):
@@ -139,7 +137,7 @@ def _refuse_odd_widths(model: nn.Module) -> None:
                 upwards = ROW_FLOATS * math.ceil(table.embedding_dim / ROW_FLOATS)
                 raise PlanError(
                     f"Table {table.name} is {table.embedding_dim} wide, and FBGEMM's rows are "
-                    f"multiples of {ROW_FLOATS} floats: take {upwards} (--fields...)."
+                    f"multiples of {ROW_FLOATS} floats: take {upwards}, or 1 or 2 (--fields...)."
                 )
 
 

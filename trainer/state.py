@@ -21,6 +21,7 @@ from modules.loss import Losses, ranking_losses
 from modules.ranker import LifelongRanker, RankerOutput
 from modules.tables import FieldConfig
 from sharding.apply import set_table_learning_rate, shard
+from sharding.narrow import hold_narrow_tables
 from sharding.plan import choose_plan, describe_plan
 from trainer.experiment import Experiment
 from trainer.processes import Ranks
@@ -136,6 +137,7 @@ def plan_ranker(
 def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> TrainState:
     """A sharded model at its start, with its optimizers."""
     ranker = build_ranker(experiment, store)
+    hold_narrow_tables(ranker)
     plan, described = plan_ranker(
         ranker,
         experiment,

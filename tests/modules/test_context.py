@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from modules.context import (
-    FIRST_ORDER_WIDTH,
     NO_CONTEXT,
     ContextConfig,
     ContextFields,
@@ -118,7 +117,7 @@ def test_context_fields_are_rows_of_their_tables_then_numbers() -> None:
     torch.testing.assert_close(rows[:, 0], table(module, "context_store")[store])
     torch.testing.assert_close(rows[:, 1], table(module, "context_hour")[hour])
     torch.testing.assert_close(rows[:, 2:], vectors)
-    linear = table(module, "linear_context_store")[store].sum(1) / FIRST_ORDER_WIDTH
+    linear = table(module, "linear_context_store")[store].squeeze(1)
     torch.testing.assert_close(first_order, linear + weights)
 
 
@@ -148,7 +147,7 @@ def test_the_head_sees_candidate_interest_and_context(head: str) -> None:
         return
     linear = first_order[request_of]
     for name, ids in (("item", item), ("category", category)):
-        linear = linear + table(ranker, f"linear_candidate_{name}")[ids].mean(1)
+        linear = linear + table(ranker, f"linear_candidate_{name}")[ids].squeeze(1)
     crossed = torch.cat([targets.view(-1, 3, 4), interest.view(-1, 3, 4), rows[request_of]], 1)
     torch.testing.assert_close(logits, ranker.head.layers(crossed, linear))
 

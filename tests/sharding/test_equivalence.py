@@ -15,6 +15,7 @@ from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from modules.tables import initialize_tables_
 from sharding.apply import TableOptimizer, shard, sharded_collections
+from sharding.narrow import copies, hold_narrow_tables
 from sharding.plan import ShardingConfig, choose_plan, collections
 from tests.batches import CONTEXT, collate, fields, random_requests, request
 from tests.ranks import run_ranks
@@ -34,11 +35,13 @@ def _name(settings: dict[str, Any]) -> str:
 def ranker(settings: dict[str, Any]) -> LifelongRanker:
     torch.manual_seed(SEED)
     settings = dict(settings)
-    with_context = settings.pop("context", False)
+    with_context, attention_dim = settings.pop("context", False), settings.pop("width", 4)
     config = RankerConfig(
         top_k=5, auxiliary_others=4, hidden=(8,), auxiliary_hidden=(6,), **settings
     )
-    events = fields(attention_init_std=0.3, representation_init_std=0.3)
+    events = fields(
+        attention_dim=attention_dim, attention_init_std=0.3, representation_init_std=0.3
+    )
     if config.pooling == "none":
         events = tuple(f for f in events if f.semantic)
     return LifelongRanker(config, events, META, CONTEXT if with_context else NO_CONTEXT)
@@ -99,6 +102,7 @@ def unsharded(settings: dict[str, Any]) -> tuple[list, list, dict[str, list]]:
 
 def sharded(rank: int, world_size: int, settings: dict[str, Any], kinds: tuple[str, ...]) -> tuple:
     model = ranker(settings)
+    hold_narrow_tables(model)
     plan = choose_plan(
         model,
         world_size=world_size,
@@ -141,6 +145,8 @@ SETTINGS = [
     {"sharing": "shared", "auxiliary": "none", "score": "cosine"},
 ]
 MODELS = [
+    {"sharing": "decoupled", "auxiliary": "full", "width": 2},
+    {"sharing": "decoupled", "auxiliary": "sampled", "score": "cosine", "width": 1},
     {"sharing": "projected", "auxiliary": "full"},
     {"sharing": "projected", "projection": "event", "auxiliary": "sampled", "score": "cosine"},
     {"sharing": "three", "auxiliary": "sampled"},
@@ -180,6 +186,8 @@ CASES += [(("table_wise", "row_wise")[i % 2], settings) for i, settings in enume
 )
 def test_world_sizes_agree_with_the_unsharded_model(kind: str, settings: dict[str, Any]) -> None:
     losses, logits, tables = unsharded(settings)
+    held = {name: torch.tensor(rows) for name, rows in tables.items()}
+    held = {name: rows.repeat(1, copies(rows.shape[1])) for name, rows in held.items()}
     # the bare sums of SIM soft's auxiliary enlarge rounding
     near = {"rtol": 1e-3, "atol": 1e-4} if settings.get("search") == "soft" else {}
     near = {"rtol": 1e-4, "atol": 1e-5} | near
@@ -189,14 +197,14 @@ def test_world_sizes_agree_with_the_unsharded_model(kind: str, settings: dict[st
         torch.testing.assert_close(summed, torch.tensor(losses), **near)
         for rank in ranks:
             torch.testing.assert_close(torch.tensor(rank[1]), torch.tensor(logits), **near)
-        seen = dict.fromkeys(tables, 0)
+        seen = dict.fromkeys(held, 0)
         for _, _, shards, kernels in ranks:
             assert set(kernels) <= {"BatchedFusedEmbeddingBag"}
             for name, (row, column), values in shards:
                 part = torch.tensor(values)
                 rows = slice(row, row + part.shape[0])
-                whole = torch.tensor(tables[name])[rows, column : column + part.shape[1]]
+                whole = held[name][rows, column : column + part.shape[1]]
                 # rounding of a row whose gradient nearly cancels adds up over the steps
                 torch.testing.assert_close(part, whole, rtol=1e-3, atol=1e-4)
                 seen[name] += part.numel()
-        assert seen == {name: torch.tensor(w).numel() for name, w in tables.items()}
+        assert seen == {name: whole.numel() for name, whole in held.items()}
