@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modules.crossing.parameters import xavier
+from modules.crossing.slice_cross import CrossLayers
 
 Form = Literal["filter", "cross"]
 Pool = Literal["width", "maps"]
@@ -66,53 +67,69 @@ class Separation(nn.Module):
     ) -> None:
         """``maps`` None: as many as fields. ``rank`` None: the full filter."""
         super().__init__()
-        self.width, self.shared, self.group = width, shared, group
+        self.shared, self.group = shared, group
+        self.rows = width if shared else 1  # of a candidate in each slice
         self.pool, self.pool_layers = pool, pool_layers
         slices, maps = 1 if shared else width // group, maps or fields
         kept: dict[str, bool] = {"residual": residual, "bias": layer_bias}
-        self.layers = nn.ModuleList()
-        for maps_in in (fields, *[maps] * (layers - 1)):
-            if form == "cross":
-                self.layers.append(CrossLayer(slices, group * fields, **kept))
-            elif rank is None:
-                self.layers.append(FullFilter(slices, maps_in, fields, maps, **kept))
-            else:
-                self.layers.append(LowRankFilter(slices, maps_in, fields, maps, rank, **kept))
+        if form == "cross":
+            self.layers: nn.ModuleList = CrossLayers(layers, slices, group * fields, **kept)
+        else:
+            self.layers = Filters()
+            for maps_in in (fields, *[maps] * (layers - 1)):
+                sizes = (slices, maps_in, fields, maps)
+                if rank is None:
+                    self.layers.append(FullFilter(*sizes, **kept))
+                else:
+                    self.layers.append(LowRankFilter(*sizes, rank, **kept))
         of_each_layer = maps if pool == "width" else width
         pooled = of_each_layer * (layers if pool_layers == "concat" else 1)
         self.head = nn.Linear(pooled, 1, bias=False)
 
     def forward(self, fields: Tensor) -> Tensor:
         """(S, F, D) -> (S,)."""
-        pooled = [self._pool(maps, len(fields)) for maps in self.maps(fields)]
+        over_width = self.pool == "width"
+        maps = self.layers(self._slice(fields), summed=over_width)
+        pool = self._pool_width if over_width else self._pool_maps
+        pooled = [pool(of_layer, len(fields)) for of_layer in maps]
         if self.pool_layers == "concat":
             return self.head(torch.cat(pooled, dim=1)).squeeze(1)
         return self.head(torch.stack(pooled).sum(0)).squeeze(1)
 
     def maps(self, fields: Tensor) -> list[Tensor]:
         """(S, F, D) -> of each layer the (N, R, g H) maps, before pooling."""
-        x0 = x = self._slice(fields)
-        maps = []
-        for layer in self.layers:
-            x = layer(x, x0)
-            maps.append(x)
-        return maps
+        return self.layers(self._slice(fields))
 
     def _slice(self, fields: Tensor) -> Tensor:
-        """(S, F, D) -> (N, R, g F): dimension-major, so that a layer is one batched product."""
+        """(S, F, D) -> (N, R, g F), a slice after the other; strided where no copy is needed."""
         if self.shared:
             return fields.permute(2, 0, 1).reshape(1, -1, fields.shape[1])
         slices = fields.unflatten(2, (-1, self.group))
-        return slices.permute(2, 0, 3, 1).flatten(2).contiguous()
+        return slices.permute(2, 0, 3, 1).flatten(2)
 
-    def _pool(self, maps: Tensor, candidates: int) -> Tensor:
-        """(N, R, g H) -> the sum over dimensions (S, H), or over maps (S, D)."""
-        slices, features = maps.shape[0], maps.shape[2]
-        rows = self.width if self.shared else 1
-        by_dimension = maps.view(slices, rows, candidates, self.group, features // self.group)
-        if self.pool == "width":
-            return by_dimension.sum(dim=(0, 1, 3))
-        return by_dimension.sum(dim=4).permute(2, 0, 1, 3).flatten(1)
+    def _pool_width(self, maps: Tensor, candidates: int) -> Tensor:
+        """(R, g H), summed over slices -> (S, H), summed over dimensions."""
+        features = maps.shape[1] // self.group
+        return maps.view(self.rows, candidates, self.group, features).sum((0, 2))
+
+    def _pool_maps(self, maps: Tensor, candidates: int) -> Tensor:
+        """(N, R, g H) -> (S, D), summed over maps."""
+        slices, _, features = maps.shape
+        by_map = maps.view(slices, self.rows, candidates, self.group, features // self.group)
+        return by_map.sum(4).permute(2, 0, 1, 3).flatten(1)
+
+
+class Filters(nn.ModuleList):
+    """Each layer filters the maps of the last and the input."""
+
+    def forward(self, slices: Tensor, *, summed: bool = False) -> list[Tensor]:
+        """(N, R, F) -> of each layer the (N, R, H) maps, or their (R, H) sums over the slices."""
+        x0 = x = slices.contiguous()  # so that a layer is one batched product
+        maps = []
+        for layer in self:
+            x = layer(x, x0)
+            maps.append(x.sum(0) if summed else x)
+        return maps
 
 
 class FullFilter(nn.Module):
@@ -164,26 +181,10 @@ class LowRankFilter(nn.Module):
     def forward(self, x: Tensor, x0: Tensor) -> Tensor:
         """(N, R, I) and (N, R, J) -> (N, R, H)."""
         products = (x @ self.u.flatten(2)) * (x0 @ self.v.flatten(2))
-        crossed = products.unflatten(2, self.u.shape[2:]).sum(3)
+        rank = self.u.shape[3]
+        # of one, sum is a slow copy
+        crossed = products.unflatten(2, (-1, rank)).sum(3) if rank > 1 else products
         return _add(crossed, self.bias, x if self.residual else None)
-
-
-class CrossLayer(nn.Module):
-    """:math:`X^0 ∘ (W X + b) + X`, DCN-V2's layer within each slice."""
-
-    def __init__(self, slices: int, features: int, residual: bool, bias: bool) -> None:
-        super().__init__()
-        self.residual = residual
-        self.weight = xavier(slices, features, features, fan_in=features, fan_out=features)
-        self.bias = nn.Parameter(torch.zeros(slices, 1, features)) if bias else None
-
-    def forward(self, x: Tensor, x0: Tensor) -> Tensor:
-        """(N, R, g F) twice -> (N, R, g F)."""
-        if self.bias is None:
-            mixed = torch.bmm(x, self.weight.mT)
-        else:
-            mixed = torch.baddbmm(self.bias, x, self.weight.mT)
-        return torch.addcmul(x, x0, mixed) if self.residual else x0 * mixed
 
 
 def bilinear(x: Tensor, x0: Tensor, weight: Tensor) -> Tensor:
