@@ -226,7 +226,7 @@ class LifelongRanker(nn.Module):
         raw = self.tables(histories.events, histories.candidates)
         rows = self._scored(raw)
         chosen = self.search(
-            histories, lambda: (raw.keys, raw.queries), self.score, self.config.top_k
+            histories, lambda: (raw.keys.__getitem__, raw.queries), self.score, self.config.top_k
         )
         pooled = (
             self.search.pool(raw.queries, raw.keys, raw.values, histories.blocks)
@@ -252,7 +252,7 @@ class LifelongRanker(nn.Module):
         )
         of_clusters = histories.of_lengths(clusters.lengths)
         chosen = search_by_score(
-            rows.queries, rows.keys, self.score, of_clusters, self.config.top_k
+            rows.queries, rows.keys.__getitem__, self.score, of_clusters, self.config.top_k
         )
         age = clusters.mean(histories.ages().to(rows.keys.dtype)[:, None]).round().long()
         with_auxiliary = self.training and self.config.auxiliary == "full"
@@ -280,7 +280,7 @@ class LifelongRanker(nn.Module):
         k, m, w = self.config.top_k, self.config.auxiliary_others, self.config.short_window
         chosen = self.search(
             histories,
-            lambda: self.tables.attend(histories.events, histories.candidates),
+            lambda: self.tables.searched(histories.events, histories.candidates),
             self.score,
             k,
         )

@@ -17,9 +17,11 @@ from modules.jagged import Block
 from modules.random import hyperplanes
 from modules.score import MLPScore, Score, dot
 from modules.search import Histories, Selection, most_recent, top_k
+from modules.tables import Keys
 
-Attend = Callable[[], tuple[Tensor, Tensor]]
-"""Looks up ``keys, queries``, the (N, A) and (S, A) attention rows, if a search needs them."""
+Attend = Callable[[], tuple[Keys, Tensor]]
+"""Gives the attention rows of events as asked for, and the (S, A) ones of the candidates, if a
+search needs them."""
 
 CATEGORY = "category"
 
@@ -43,7 +45,9 @@ class ExactSearch(nn.Module):
     ) -> Selection:
         """See :class:`Search`."""
         keys, queries = attend()
-        return search_by_score(score.query(queries), score.key(keys), score, histories, k)
+        return search_by_score(
+            score.query(queries), lambda rows: score.key(keys(rows)), score, histories, k
+        )
 
 
 class RecentSearch(nn.Module):
@@ -102,16 +106,18 @@ class SimHashSearch(nn.Module):
     @torch.no_grad()
     def forward(self, histories: Histories, attend: Attend, score: Score, k: int) -> Selection:
         """See :class:`Search`."""
-        keys, queries = (self._signs(rows, score) for rows in attend())
+        keys, queries = attend()
+        queries = self._signs(queries, score)
         padded = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
 
         def rank(block: Block) -> Tensor:
             # agreeing minus differing bits: -2 Hamming distance + constant
-            with torch.autocast(keys.device.type, enabled=False):
-                agreement_BCL = padded[block.candidates] @ keys[block.rows].mT
+            signs_BLH = self._signs(keys(block.rows), score)
+            with torch.autocast(queries.device.type, enabled=False):
+                agreement_BCL = padded[block.candidates] @ signs_BLH.mT
             length = block.rows.shape[1]
             # float32 counts to 2^24 only
-            return agreement_BCL.double() * length + torch.arange(length, device=keys.device)
+            return agreement_BCL.double() * length + torch.arange(length, device=queries.device)
 
         return top_k(rank, histories.blocks, k, len(queries), queries.device)
 
@@ -141,7 +147,9 @@ class SoftSearch(nn.Module):
     ) -> Selection:
         """See :class:`Search`."""
         keys, queries = attend()
-        return search_by_score(self.query_map(queries), self.key_map(keys), dot, histories, k)
+        return search_by_score(
+            self.query_map(queries), lambda rows: self.key_map(keys(rows)), dot, histories, k
+        )
 
     def pool(self, queries: Tensor, keys: Tensor, values: Tensor, blocks: list[Block]) -> Tensor:
         """(S, R) sum of the values of the whole history, weighted by the search's scores."""
@@ -150,15 +158,15 @@ class SoftSearch(nn.Module):
 
 def search_by_score(
     queries: Tensor,
-    keys: Tensor,
+    keys: Keys,
     score: Callable[[Tensor, Tensor], Tensor],
     histories: Histories,
     k: int,
 ) -> Selection:
-    """Exact search: by ``score`` of (S, A) queries and (N, A) keys."""
+    """Exact search: by ``score`` of the (S, A) queries and the keys of the events."""
     padded = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
     return top_k(
-        lambda block: score(padded[block.candidates], keys[block.rows]),
+        lambda block: score(padded[block.candidates], keys(block.rows)),
         histories.blocks,
         k,
         len(queries),

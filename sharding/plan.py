@@ -29,8 +29,9 @@ class ShardingConfig:
     """What the planner may choose from."""
 
     kinds: tuple[ShardingKind, ...] = ("table_wise", "row_wise")
-    """Column-wise is left out by default: a row-wise optimizer keeps a state per column shard, and
-    such a checkpoint cannot be loaded under another plan."""
+    """Whole tables (table_wise) are tried first. Column-wise is left out by default: a row-wise
+    optimizer keeps a state per column shard, and such a checkpoint cannot be loaded under another
+    plan."""
     table_kinds: dict[str, ShardingKind] = dataclasses.field(default_factory=dict)
     """Fixes single tables, e.g. attention_item row_wise."""
     memory_gib: float = 16.0
@@ -72,7 +73,7 @@ def choose_plan(
     lookups_per_rank: int,
     config: ShardingConfig,
 ) -> ShardingPlan:
-    """The plan that TorchRec's planner expects to be fastest.
+    """The plan that TorchRec's planner expects to be fastest: of whole tables, if they fit.
 
     It is deterministic, so every rank plans for itself: with the planner's own collective form a
     failure on rank 0 would leave the others waiting.
@@ -99,35 +100,49 @@ def choose_plan(
             f"Sharding set for unknown tables {sorted(unknown)}; there are {list(tables)}."
         )
     capacity = int(config.memory_gib * 2**30)
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=world_size,
-            local_world_size=local_world_size,
-            compute_device=device_type,
-            hbm_cap=capacity if device_type == "cuda" else 0,
-            ddr_cap=capacity,
-        ),
-        batch_size=lookups_per_rank,
-        constraints={
-            name: ParameterConstraints(
-                sharding_types=_allowed_kinds(name, rows, world_size, config),
-                compute_kernels=["fused"],
-                pooling_factors=[1.0],
-            )
-            for name, rows in tables.items()
-        },
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.1),
-        stats=[],
-        debug=False,
+    topology = Topology(
+        world_size=world_size,
+        local_world_size=local_world_size,
+        compute_device=device_type,
+        hbm_cap=capacity if device_type == "cuda" else 0,
+        ddr_cap=capacity,
     )
-    try:
-        return planner.plan(model, [FusedBagSharder()])
-    except PlannerError as error:
-        raise PlanError(
-            f"The tables do not fit on {world_size} rank(s) with {config.memory_gib:g} GiB each. "
-            "Ways out: more ranks, --sharding.memory-gib if the machine has more, narrower tables."
-            f"\nTorchRec's planner says: {error}"
-        ) from error
+    failure: PlannerError | None = None
+    for kinds in _preferences(config):
+        allowed = dataclasses.replace(config, kinds=kinds)
+        planner = EmbeddingShardingPlanner(
+            topology=topology,
+            batch_size=lookups_per_rank,
+            constraints={
+                name: ParameterConstraints(
+                    sharding_types=_allowed_kinds(name, rows, world_size, allowed),
+                    compute_kernels=["fused"],
+                    pooling_factors=[1.0],
+                )
+                for name, rows in tables.items()
+            },
+            storage_reservation=FixedPercentageStorageReservation(percentage=0.1),
+            stats=[],
+            debug=False,
+        )
+        try:
+            return planner.plan(model, [FusedBagSharder()])
+        except PlannerError as error:
+            failure = error
+    raise PlanError(
+        f"The tables do not fit on {world_size} rank(s) with {config.memory_gib:g} GiB each. "
+        "Ways out: more ranks, --sharding.memory-gib if the machine has more, narrower tables."
+        f"\nTorchRec's planner says: {failure}"
+    ) from failure
+
+
+def _preferences(config: ShardingConfig) -> list[tuple[ShardingKind, ...]]:
+    """What to try, best first: whole tables, where they are allowed and fit.
+
+    TorchRec's estimates know bags of many ids, which row-wise sharding pools before it sends them.
+    Ours are bags of one: every rank would send a row, most of them zeros, for each id of all ranks.
+    """
+    return [("table_wise",), config.kinds] if "table_wise" in config.kinds else [config.kinds]
 
 
 def _refuse_odd_widths(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data.collate import GAP, GAP_BUCKETS, RECENCY
 from modules.context import ContextConfig
@@ -141,6 +142,12 @@ class Experiment:
     """The tables' optimizer, fused into the backward pass."""
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     """What the sharding planner may choose from."""
+    replica_steps: int = 0
+    """Steps between two renewals of a copy of the attention tables on every rank, in which searches
+    look up the history; nothing but what they find crosses the network then. 0: they read the
+    tables themselves. Evaluation begins with a new copy."""
+    replica_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of that copy."""
     history_length: int = 800
     """Most recent events of each history that are kept."""
     time_gap: bool = False
@@ -193,7 +200,9 @@ class Experiment:
             raise ValueError(
                 f"dense_learning_rate must be positive, got {self.dense_learning_rate}."
             )
-        for name in ("auxiliary_weight", "l2", "evaluate_every", "seed", "record_gradients"):
+        for name in (
+            "auxiliary_weight", "l2", "evaluate_every", "seed", "record_gradients", "replica_steps",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
         self._check_plateau()

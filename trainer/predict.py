@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from data.batch import RankingBatch
 from data.loader import RequestLoader
 from data.source import Split
 from data.store import EventStore
-from modules.ranker import RankerOutput
+from modules.ranker import LifelongRanker, RankerOutput
+from modules.tables import Ids
+from sharding.apply import sharded_collections
+from sharding.search_tables import refresh_replica
 from trainer.experiment import Experiment
 from trainer.metrics import Predictions
 from trainer.processes import Ranks, gather_rows
@@ -102,6 +106,7 @@ def predict(
     """
     loader = evaluation_loader(store, split, experiment, ranks)
     model.eval()
+    refresh_replica(model)
     rows: list[Tensor] = []
     for done, batch in enumerate(loader, start=1):
         batch = batch.to(ranks.device)
@@ -132,6 +137,7 @@ def probe_search(
     probe = SearchProbe(model.module, ranks.device)
     batches = math.ceil(PROBE_REQUESTS / experiment.requests_per_batch)
     model.eval()
+    refresh_replica(model)
     for batch in itertools.islice(evaluation_loader(store, split, experiment, ranks), batches):
         batch = batch.to(ranks.device)
         probe.update(forward(model, batch), batch)
@@ -151,19 +157,29 @@ def _rows(output: RankerOutput, batch: RankingBatch) -> Tensor:
 
 
 class LookupCounter:
-    """Counts the rows that a model's collections look up, with and without gradient."""
+    """Counts the rows that a model looks up, with and without gradient."""
 
-    def __init__(self, collections: list[tuple[str, nn.Module]]) -> None:
+    def __init__(self, ranker: LifelongRanker) -> None:
         self._counts: dict[str, list[int]] = {}
         self._hooks = [
-            bags.register_forward_pre_hook(self._count, prepend=True) for _, bags in collections
+            bags.register_forward_pre_hook(self._count, prepend=True)
+            for _, bags in sharded_collections(ranker)
         ]
+        if ranker.reads_history:
+            self._hooks += [
+                tables.register_forward_pre_hook(partial(self._count_read, collection))
+                for collection, tables in ranker.tables.whole.items()
+            ]
 
     def _count(self, bags: Any, args: tuple[Any]) -> None:
         (ids,) = args
         for table in bags.module_sharding_plan:
             counts = self._counts.setdefault(table, [0, 0])
             counts[torch.is_grad_enabled()] += ids.values().numel() // len(ids.keys())
+
+    def _count_read(self, collection: str, tables: nn.Module, args: tuple[Ids]) -> None:
+        for name, ids in args[0].items():
+            self._counts.setdefault(f"{collection}_{name}", [0, 0])[0] += ids.numel()
 
     def close(self, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
         """Stops counting; rows of each table per step, all ranks together. Collective."""

@@ -23,6 +23,7 @@ from modules.tables import FieldConfig
 from sharding.apply import set_table_learning_rate, shard
 from sharding.narrow import hold_narrow_tables
 from sharding.plan import choose_plan, describe_plan
+from sharding.search_tables import read_live_tables, read_replica
 from trainer.experiment import Experiment
 from trainer.processes import Ranks
 
@@ -149,6 +150,10 @@ def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> Trai
     model = shard(
         ranker, plan, optimizer=experiment.tables, device=ranks.device, seed=experiment.seed
     )
+    if ranker.reads_history and experiment.replica_steps:
+        read_replica(ranker, getattr(torch, experiment.replica_dtype), ranks.device)
+    elif ranker.reads_history:
+        read_live_tables(ranker)
     dense = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(model.named_parameters())),
         lambda parameters: torch.optim.Adam(parameters, lr=experiment.dense_learning_rate),

@@ -20,8 +20,8 @@ from data.loader import RequestLoader
 from data.source import Split
 from data.store import EventStore, write_arrow
 from modules.loss import Losses
-from sharding.apply import sharded_collections
 from sharding.batch_norm import refresh_statistics
+from sharding.search_tables import refresh_replica
 from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import Experiment
 from trainer.metrics import Metrics, Predictions, calibration_curve, evaluate
@@ -128,12 +128,14 @@ class Trainer:
         every = experiment.evaluate_every or math.ceil(
             len(self.loader) / experiment.evaluations_per_epoch
         )
-        counter = LookupCounter(sharded_collections(self.state.model))
+        counter = LookupCounter(self.state.model.module)
         meter = _Meter(self.ranks)
-        gradients = self._gradient_recorder()
+        gradients, renewed_after = self._gradient_recorder(), experiment.replica_steps
         while position.step < steps and not self._stopped_early():
             for batch in self.loader:
                 batch = batch.to(self.ranks.device, non_blocking=True)
+                if renewed_after and position.step % renewed_after == 0:
+                    refresh_replica(self.state.model)
                 meter.add(train_step(self.state, batch, experiment, self.ranks.world_size), batch)
                 position.step += 1
                 if gradients:
