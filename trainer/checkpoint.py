@@ -47,6 +47,10 @@ class Position:
     """Candidates trained on."""
     seconds: float = 0.0
     """Spent training, evaluations and checkpoints excluded."""
+    input_seconds: float = 0.0
+    """Of those, waiting for batches; the mean over ranks."""
+    communication_seconds: float = 0.0
+    """Waiting for other ranks."""
     best_auc: float | None = None
     """On the validation split."""
     best_step: int = 0

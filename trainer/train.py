@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from analysis.gradients import GradientRecorder
 from analysis.probes import SearchProbe
-from data.batch import RankingBatch
 from data.errors import InputError
 from data.loader import RequestLoader
 from data.source import Split
 from data.store import EventStore, write_arrow
-from modules.loss import Losses
 from sharding.batch_norm import refresh_statistics
 from sharding.search_tables import refresh_replica
 from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import Experiment
+from trainer.meter import Meter, bound_by
 from trainer.metrics import Metrics, Predictions, calibration_curve, evaluate
 from trainer.predict import (
     AttentionByRecency,
@@ -129,14 +125,16 @@ class Trainer:
             len(self.loader) / experiment.evaluations_per_epoch
         )
         counter = LookupCounter(self.state.model.module)
-        meter = _Meter(self.ranks)
+        meter = Meter(self.ranks)
         gradients, renewed_after = self._gradient_recorder(), experiment.replica_steps
         while position.step < steps and not self._stopped_early():
-            for batch in self.loader:
+            for batch in meter.waiting_for(self.loader):
                 batch = batch.to(self.ranks.device, non_blocking=True)
                 if renewed_after and position.step % renewed_after == 0:
                     refresh_replica(self.state.model)
-                meter.add(train_step(self.state, batch, experiment, self.ranks.world_size), batch)
+                with meter.step():
+                    losses = train_step(self.state, batch, experiment, self.ranks.world_size)
+                meter.add(losses, batch)
                 position.step += 1
                 if gradients:
                     gradients.end_of_step()
@@ -252,6 +250,7 @@ class Trainer:
             "train_samples": position.samples,
             "train_seconds": position.seconds,
             "samples_per_second": position.samples / max(position.seconds, 1e-9),
+            **bound_by(position),
             "loss_first": position.loss_first,
             "loss_last": position.loss_last,
             "steps": position.step,
@@ -269,6 +268,7 @@ class Trainer:
             self.folder.path / "report.html", [self.folder.path], title=f"Twofold: {self.name}"
         )
         display.print(results_table({self.name: summary}))
+        display.print(summary["bound"])
         display.print(f"Report: {self.folder.path / 'report.html'}")
         return summary
 
@@ -297,53 +297,6 @@ class Trainer:
         for key, value in record.items():
             if isinstance(value, float) and key != "seconds":
                 self._board.add_scalar(f"{prefix}/{key}", value, record["step"])
-
-
-class _Meter:
-    """Sums losses on the device and reads them when a line is written, not in each step."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.restart_clock()
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums = torch.zeros(len(Losses._fields), device=self.ranks.device)
-        self.steps = self.samples = 0
-
-    def restart_clock(self) -> None:
-        """Leaves out the time since the last record."""
-        self.since = time.perf_counter()
-
-    def add(self, losses: Losses, batch: RankingBatch) -> None:
-        """One step."""
-        self.sums += torch.stack([*losses])
-        self.steps += 1
-        self.samples += batch.global_candidates
-
-    def record(self, position: Position) -> dict[str, Any]:
-        """Means over the steps since the last record, of all ranks; adds them to ``position``."""
-        dist.all_reduce(self.sums)
-        main, auxiliary, l2 = (self.sums / (self.steps * self.ranks.world_size)).tolist()
-        seconds = time.perf_counter() - self.since
-        position.samples += self.samples
-        position.seconds += seconds
-        position.loss_first = main if position.loss_first is None else position.loss_first
-        position.loss_last = main
-        record = {
-            "kind": "train",
-            "step": position.step,
-            "epoch": position.epoch,
-            "samples": position.samples,
-            "seconds": position.seconds,
-            "samples_per_second": self.samples / seconds,
-            "loss": main,
-            "auxiliary": auxiliary,
-            "l2": l2,
-        }
-        self._clear()
-        self.restart_clock()
-        return record
 
 
 def write_predictions(file: Path, predictions: Predictions) -> None:

@@ -71,6 +71,11 @@ def _loss_change(summary: Json) -> str:
     return f"{formats.decimal(first, 3)} → {formats.decimal(last, 3)}"
 
 
+def _waiting(summary: Json) -> str:
+    shares = summary.get("time_shares")
+    return f"{shares['input']:.0%}, {shares['communication']:.0%}" if shares else "–"
+
+
 _RESULT_ROWS = (
     _ResultRow("AUC", lambda s: formats.decimal(s.get("auc")), lambda v: -v, "auc"),
     _ResultRow("95 % interval", lambda s: formats.interval(s.get("auc_interval"))),
@@ -89,6 +94,7 @@ _RESULT_ROWS = (
     _ResultRow("Training samples", lambda s: formats.count(s.get("train_samples"))),
     _ResultRow("Training time", lambda s: formats.duration(s.get("train_seconds"))),
     _ResultRow("Samples per second", lambda s: formats.count(s.get("samples_per_second"))),
+    _ResultRow("Time waiting for input, for other processes", _waiting),
     _ResultRow("Processes", lambda s: formats.count(s.get("world_size"))),
 )
 
