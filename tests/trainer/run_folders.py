@@ -42,6 +42,8 @@ def write_run(
             "train_samples": 1_357_404,
             "train_seconds": 161.4,
             "samples_per_second": 8410.2,
+            "time_shares": {"input": 0.01, "communication": 0.2, "compute": 0.79},
+            "bound": "Bound by compute: 79% of training was computing.",
             "loss_first": 0.6931,
             "loss_last": 0.5266,
             "world_size": world_size,

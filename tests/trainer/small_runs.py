@@ -146,5 +146,5 @@ def metrics_lines(run: Path) -> list[dict[str, Any]]:
 
 def without_clock(record: dict[str, Any]) -> dict[str, Any]:
     """A record without its durations and speeds."""
-    clocks = ("seconds", "train_seconds", "samples_per_second")
+    clocks = ("seconds", "train_seconds", "samples_per_second", "time_shares", "bound")
     return {key: value for key, value in record.items() if key not in clocks}
