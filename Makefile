@@ -12,9 +12,9 @@ STAMP := .venv/.setup-$(DEVICE)
 
 ifeq ($(DEVICE),cpu)
 # torchrec asks for "fbgemm-gpu": the alias answers to that name and brings the CPU build.
-PACKAGES := ./packaging/fbgemm-gpu-cpu-alias -e '.[cpu,demo,dev]'
+PACKAGES := ./packaging/fbgemm-gpu-cpu-alias -e '.[cpu,demo,graph,dev]'
 else ifeq ($(DEVICE),cuda)
-PACKAGES := -e '.[cuda,demo,dev]'
+PACKAGES := -e '.[cuda,demo,graph,dev]'
 else
 $(error DEVICE is cpu or cuda, not "$(DEVICE)")
 endif

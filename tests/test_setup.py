@@ -67,12 +67,12 @@ def test_everyone_names_the_same_oldest_python() -> None:
 def test_a_cpu_set_up_is_one_command_with_the_alias() -> None:
     installs = re.findall(r"pip .*install .*", make_dry_run("setup", "DEVICE=cpu"))
     (install,) = [line for line in installs if "uninstall" not in line]
-    assert "./packaging/fbgemm-gpu-cpu-alias -e '.[cpu,demo,dev]'" in install
+    assert "./packaging/fbgemm-gpu-cpu-alias -e '.[cpu,demo,graph,dev]'" in install
 
 
 def test_a_cuda_set_up_has_no_alias() -> None:
     commands = make_dry_run("setup", "DEVICE=cuda")
-    assert "-e '.[cuda,demo,dev]'" in commands
+    assert "-e '.[cuda,demo,graph,dev]'" in commands
     assert "alias" not in commands
 
 

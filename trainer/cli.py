@@ -23,6 +23,7 @@ usage: twofold COMMAND [options]        twofold COMMAND --help
   train      train an experiment on a store
   evaluate   score a trained run's checkpoint on a split
   analyze    measure what a run's search and attention follow, in pictures
+  topk       rank the whole catalogue for each user: retrieval models and their metrics
   sweep      run a table of trainings, rows times seeds, and compare them
   demo       prepare a real log, train DARE and TWIN on it, compare them
 
@@ -30,7 +31,7 @@ Several processes:  torchrun --nproc-per-node 2 -m trainer.main train ...
                     torchx run -- -j 1x2 -- EXPERIMENT --data STORE --out RUN
 Exit codes: 0 done, 1 failure, 2 wrong usage, wrong input or Ctrl-C.
 """
-COMMANDS = ("doctor", "prepare", "train", "evaluate", "analyze", "sweep", "demo")
+COMMANDS = ("doctor", "prepare", "train", "evaluate", "analyze", "topk", "sweep", "demo")
 
 
 def main() -> NoReturn:

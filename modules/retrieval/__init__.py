@@ -1,0 +1,1 @@
+"""Models that rank the whole catalogue for a user: vectors of users and items, by dot product."""

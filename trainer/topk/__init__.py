@@ -1,0 +1,1 @@
+"""Ranking the whole catalogue for each user: data, training, exact metrics, comparison."""
