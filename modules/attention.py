@@ -180,6 +180,6 @@ def _gather(rows: Tensor, numbers: list[Tensor]) -> list[Tensor]:
     """``[rows[n] for n in numbers]`` as one gather: backward makes a gradient as large as ``rows``
     for each, so that one per block would cost the square of the batch.
     """
-    gathered = rows[torch.cat([n.flatten() for n in numbers])]
+    gathered = rows.index_select(0, torch.cat([n.flatten() for n in numbers]))
     pieces = gathered.split([n.numel() for n in numbers])
     return [piece.view(*n.shape, rows.shape[1]) for piece, n in zip(pieces, numbers, strict=True)]

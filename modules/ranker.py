@@ -29,7 +29,7 @@ from modules.random import uniform
 from modules.ranker_config import RankerConfig
 from modules.search import Histories, Selection, most_recent, sample_others
 from modules.search_units import SoftSearch, search_by_score
-from modules.tables import EventTables, FieldConfig, Rows
+from modules.tables import EventTables, FieldConfig, Rows, pick_rows
 
 
 class RankerOutput(NamedTuple):
@@ -295,16 +295,18 @@ class LifelongRanker(nn.Module):
             last = most_recent(histories.first_row, histories.length, w)
             wanted.append(last)
         queries, keys, values, targets = self._look_up(_side_by_side(wanted), histories)
-        interest, weights = self._attend(queries, keys[:, :k], values[:, :k], chosen)
+        sizes = [part.rows.shape[1] for part in wanted]
+        keys_of, values_of = keys.split(sizes, dim=1), values.split(sizes, dim=1)
+        interest, weights = self._attend(queries, keys_of[0], values_of[0], chosen)
         interests, pooled = [interest], interest
         if w:
-            interests.append(self._attend(queries, keys[:, -w:], values[:, -w:], last)[0])
+            interests.append(self._attend(queries, keys_of[-1], values_of[-1], last)[0])
         if with_others:
             raised = [log_weight.new_zeros(chosen.rows.shape), log_weight.expand_as(others.rows)]
             both = _side_by_side([chosen, others])
-            pooled, _ = self._attend(
-                queries, keys[:, : k + m], values[:, : k + m], both, torch.cat(raised, 1)
-            )
+            if w:
+                keys, values = keys[:, : k + m], values[:, : k + m]
+            pooled, _ = self._attend(queries, keys, values, both, torch.cat(raised, 1))
         with_auxiliary = self.training and self.config.auxiliary != "none"
         return _Found(
             targets,
@@ -367,7 +369,7 @@ def _take(values: Tensor, rows: Tensor) -> Tensor:
     """``values[rows]``; zeros where no history of the batch has an event."""
     if len(values) == 0:  # part of the graph: every rank has to run every backward
         return values.sum(0).expand(*rows.shape, *values.shape[1:])
-    return values[rows]
+    return pick_rows(values, rows)
 
 
 def _rank_in_request(request_of: Tensor, candidate_counts: Tensor) -> Tensor:

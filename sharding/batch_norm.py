@@ -26,7 +26,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         # float64: sums of squares lose the variance of features far from zero in float32
         x64 = x.double()
         sums = torch.cat([x64.sum(0), x64.square().sum(0), x64.new_tensor([len(x)])])
-        sums = _SumOverRanks.apply(sums)
+        if dist.get_world_size() > 1:
+            sums = _SumOverRanks.apply(sums)
         count = sums[-1]
         mean, mean_square = (sums[:-1] / count).chunk(2)
         variance = (mean_square - mean.square()).clamp(min=0)
