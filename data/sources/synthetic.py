@@ -23,12 +23,13 @@ MIN_CLICKS = 100
 SECONDS_PER_PAGE = 3600
 SECONDS_OF_STARTS = 30 * 24 * 3600
 FOLLOWED = 0.5
-"""Share of the events of a topic whose valence is what the user feels for it; others are any."""
+"""Share of the events of a topic whose valence is what the user feels for it, and with a lag of the
+events that follow the page that decides; others are any."""
 TOPIC_WEIGHT = 20
 """Events of other topics that one of the candidate's topic outweighs."""
 # which random number of a user is meant: one stream for each use
 _LENGTH, _START, _ITEM, _INTEREST, _FAVOURITE, _LABEL = range(6)
-_FEELING, _VALENCE, _FOLLOWS, _WHICH = range(6, 10)
+_FEELING, _VALENCE, _FOLLOWS, _WHICH, _SOURCE, _CATEGORY = range(6, 12)
 
 Similarity = Literal["category", "same", "different"]
 
@@ -70,6 +71,14 @@ class Synthetic:
 
     The events are the same in both; only the clicks differ.
 
+    With a ``lag`` of l events interests are not lasting: the page that began l events before a page
+    decides. Half of a page's items are each of the category of one of that page's items, the others
+    of any, all categories and items equally popular. A candidate is clicked with probability
+    :math:`\sigma(1 / noise)` where that page has its category and :math:`\sigma(-1 / noise)` where
+    it does not. Of all other pages only those another l, 2l, ... events before have to do with it.
+    So whoever sees the last l - K events or fewer knows nothing, and among more of them other
+    events agree by chance.
+
     Every event is a function of (log_seed, user, its number), so the log streams in blocks of
     users and no size needs more memory than another.
     """
@@ -90,7 +99,10 @@ class Synthetic:
     interests: int = 3
     """Favourite categories (topics) of each user."""
     history_needed: int = 100
-    """Most recent events before a request that decide its clicks (W)."""
+    """Most recent events before a request that decide its clicks (W); not used with a lag."""
+    lag: int = 0
+    """Events from the start of the page that decides to that of the request: whole pages; 0:
+    interests that last."""
     noise: float = 0.5
     """Towards 0 the history decides alone (best AUC 1), towards infinity chance does (0.5)."""
     candidates: int = 4
@@ -109,7 +121,7 @@ class Synthetic:
         for name, least in (
             ("users", 1), ("events_per_user", 1), ("items", 1), ("categories", 1),
             ("interests", 1), ("history_needed", 1), ("candidates", 1), ("train_requests", 0),
-            ("log_seed", 0),
+            ("lag", 0), ("log_seed", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -125,8 +137,32 @@ class Synthetic:
                 f"{self.items} items cannot be shared out to {self.categories} topics of two "
                 f"valences. Ask for a multiple of {2 * self.categories}."
             )
+        if self.lag:
+            self._check_lag()
         # tallies of the test requests so far, one a partition; no option, so not a field
         object.__setattr__(self, "_test", [])
+
+    def _check_lag(self) -> None:
+        if self.similarity != "category":
+            raise ValueError(
+                f"lag={self.lag} is of similarity 'category', not {self.similarity!r}: leave one "
+                "of them out."
+            )
+        if self.lag % self.candidates:
+            raise ValueError(
+                f"lag={self.lag} is no whole number of pages of {self.candidates} candidates. Give "
+                f"a multiple of {self.candidates}."
+            )
+        if self.items % self.categories:
+            raise ValueError(
+                f"{self.items} items cannot be shared out to {self.categories} categories. Ask for "
+                f"a multiple of {self.categories}."
+            )
+        if self.events_per_user < self.lag + 2 * self.candidates:
+            raise ValueError(
+                f"events_per_user={self.events_per_user} has no room for a lag of {self.lag}: ask "
+                f"for at least {self.lag + 2 * self.candidates}."
+            )
 
     @property
     def carry(self) -> tuple[str, ...]:
@@ -213,12 +249,16 @@ class Synthetic:
         user_N = np.repeat(user, count)
         number_N = np.arange(count.sum()) - np.repeat(first_row, count)
         uniform = _uniform(self.log_seed, user_N, number_N, _ITEM)
+        if self.lag:
+            category = self._returning(user_N, number_N)
+            item = (uniform * (self.items // self.categories)).astype(np.int64)
+            item = item * self.categories + category
+            columns = {"user": user_N, "item": item, "category": category}
+            return pl.DataFrame(columns | {"time": self._times(user, count, number_N)})
         # below 1: one of the interests; above: any category
         choice = 2 * _uniform(self.log_seed, user_N, number_N, _INTEREST)
         wanted = self._favourites(user_N, (choice * self.interests).astype(np.int64))
-        start = _uniform(self.log_seed, user, np.zeros_like(user), _START) * SECONDS_OF_STARTS
-        time = np.repeat(start.astype(np.int64), count)
-        time += SECONDS_PER_PAGE * (number_N // self.candidates)
+        time = self._times(user, count, number_N)
         if self.similarity != "category":
             topic = np.where(choice < 1, wanted, (uniform * self.categories).astype(np.int64))
             item, valence = self._hidden_items(user_N, number_N, topic)
@@ -230,6 +270,28 @@ class Synthetic:
         return pl.DataFrame(
             {"user": user_N, "item": item, "category": item % self.categories, "time": time}
         )
+
+    def _times(self, user: np.ndarray, count: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """(N,) int64 seconds since 1970."""
+        start = _uniform(self.log_seed, user, np.zeros_like(user), _START) * SECONDS_OF_STARTS
+        time = np.repeat(start.astype(np.int64), count)
+        return time + SECONDS_PER_PAGE * (number // self.candidates)
+
+    def _returning(self, user: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """(N,) category of each event: that of one ``lag`` back, of one ``lag`` before that, and so
+        on for as long as luck has it, then any.
+        """
+        number = number.copy()
+        follows = np.flatnonzero(number >= self.lag)
+        while len(follows):
+            u, n = user[follows], number[follows]
+            again = _uniform(self.log_seed, u, n, _INTEREST) < FOLLOWED
+            follows, u, n = follows[again], u[again], n[again]
+            place = (_uniform(self.log_seed, u, n, _SOURCE) * self.candidates).astype(np.int64)
+            number[follows] = n - n % self.candidates - self.lag + place
+            follows = follows[number[follows] >= self.lag]
+        uniform = _uniform(self.log_seed, user, number, _CATEGORY)
+        return (uniform * self.categories).astype(np.int64)
 
     def _hidden_items(
         self, user: np.ndarray, number: np.ndarray, topic: np.ndarray
@@ -263,6 +325,9 @@ class Synthetic:
         """(R, K) true click probability of the page that begins at row ``end``, for the users at
         place ``index`` of the partition.
         """
+        if self.lag:
+            there = self._agrees_with_lagged_page(partition, partition.first_row[index], end)
+            return 1 / (1 + np.exp(-np.where(there, 1, -1) / self.noise))
         match = np.empty((len(end), self.candidates))
         matches = self._matches if self.similarity == "category" else self._hidden_matches
         chunk = max(1, 4_000_000 // (self.candidates * self.history_needed))
@@ -275,6 +340,17 @@ class Synthetic:
         by_chance, by_interest = total / self.categories, total / (2 * self.interests)
         middle = (math.log1p(by_chance) + math.log1p(by_interest)) / 2
         return 1 / (1 + np.exp(-(np.log1p(match) - middle) / self.noise))
+
+    def _agrees_with_lagged_page(
+        self, partition: Partition, first_row: np.ndarray, end: np.ndarray
+    ) -> np.ndarray:
+        """(R, K) bool: whether the page that decides, if there is one, has the category."""
+        begin = end - self.lag
+        page_RK = np.maximum(begin, 0)[:, None] + np.arange(self.candidates)
+        candidate_RK = end[:, None] + np.arange(self.candidates)
+        category = partition.events["category"]
+        same_RKK = category[candidate_RK][:, :, None] == category[page_RK][:, None, :]
+        return same_RKK.any(axis=2) & (begin >= first_row)[:, None]
 
     def _middle(self) -> float:
         """c_0 of the formula above."""

@@ -147,6 +147,17 @@ def test_a_prediction_does_not_depend_on_batch_mates(auxiliary: str) -> None:
     torch.testing.assert_close(backwards, together)
 
 
+@pytest.mark.parametrize("pooling", ["attention", "self_attention", "collisions", "mean"])
+def test_padding_to_twice_the_longest_history_changes_no_logit(pooling: str) -> None:
+    """A request of 50 events makes all others as long with padding."""
+    config = make_config(pooling=pooling, sharing="shared", search="all", auxiliary="none")
+    ranker = make_ranker(config).eval()
+    *requests, longer = make_requests((0, 5, 1, 25, 50))
+    expected = ranker(**pack(requests)).logits
+    found = ranker(**pack([*requests, longer])).logits[: len(expected)]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
 def test_a_prediction_does_not_depend_on_the_auxiliary() -> None:
     full, requests = make_ranker(make_config(auxiliary="full")).eval(), make_requests()
     expected = full(**pack(requests)).logits

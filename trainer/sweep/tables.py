@@ -7,48 +7,10 @@ that nobody can undo what a row is about.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from trainer.recipes import CRITEO_X1, CRITEO_X4, MODELS_X1, MODELS_X4
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model of a table, trained once for each seed."""
-
-    label: str
-    """Names its run folders: letters, digits, ``.``, ``_`` and ``-``."""
-    experiment: str
-    """Key of :data:`trainer.experiments.EXPERIMENTS`."""
-    flags: tuple[str, ...] = ()
-    """Of ``twofold train``; they come last."""
-    reference: str | None = None
-    """Label of the row that this one is compared with; None: the table's."""
-    line: str = ""
-    """Rows of one line are joined in the picture over a numeric axis."""
-    x: float | None = None
-    """Where on that axis."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepTable:
-    """Rows that differ in what the axis names."""
-
-    sentence: str
-    """The question, for ``--help`` and the report."""
-    axis: str
-    """What the rows differ in; on a numeric axis, its name."""
-    reference: str
-    """Label of the row that others are compared with."""
-    rows: tuple[Row, ...]
-    flags: tuple[str, ...] = ()
-    """Of ``twofold train``, for every row."""
-
-    def reference_of(self, row: Row) -> Row | None:
-        """The row that ``row`` is compared with; None for one that is compared with no other."""
-        label = row.reference or self.reference
-        return None if label == row.label else next(r for r in self.rows if r.label == label)
-
+from trainer.sweep.crossing_tables import CROSSING_TABLES
+from trainer.sweep.rows import Row, SweepTable
+from trainer.sweep.rows import flags_of as _flags
 
 MODELS = (
     "dare", "twin", "twin_without_tr", "twin_hard", "twin_projected", "twin_projected_event",
@@ -67,12 +29,6 @@ SAMPLED = (
 where histories are short."""
 WITHOUT_AUXILIARY = ("sdim", "target_attention", "mean_pooling")
 """Models that see the whole history at once: there is nothing more for a second loss to see."""
-CROSSING = (
-    "lr", "fm", "fwfm", "fvfm", "fmfm", "nfm", "afm", "wide_deep", "deepfm", "dcn", "cross_v2",
-    "dcn_v2", "cin", "xdeepfm", "autoint", "autoint_plus", "fibinet", "final_mlp", "fi_gnn",
-    "graph_fm", "secn_a1", "secn_b", "secn_shared", "secn_full", "secn_b_deep",
-)  # fmt: skip
-"""Networks of one table; they read no history."""
 PUBLISHED = (
     "--history-length", "200", "--tables.learning-rate", "0.05", "--requests-per-batch", "683",
     "--epochs", "2", "--dense-learning-rate", "0.01",
@@ -80,20 +36,19 @@ PUBLISHED = (
 """The regime of experiment ``dare_paper``."""
 
 
+LAG = (
+    *_flags(requests_per_batch=50, epochs=2, evaluations_per_epoch=2, patience=100),
+    *_flags(fields__attention_init_std=0.1, fields__representation_init_std=0.1),
+    *_flags(dense_learning_rate=0.005),
+)
+"""The regime on synthetic users whose interest lies a fixed number of events back."""
+
+
 def _published_objective(model: str) -> tuple[str, ...]:
     flags = ("--model.small-maps",)
     if model != "din":
         flags += ("--model.score", "dot")
     return flags if model in WITHOUT_AUXILIARY else (*flags, "--model.auxiliary", "full")
-
-
-def _flags(**values: object) -> tuple[str, ...]:
-    """``history_length=200`` -> ``("--history-length", "200")``; ``__`` stands for a dot."""
-    return tuple(
-        word
-        for name, value in values.items()
-        for word in (f"--{name.replace('__', '.').replace('_', '-')}", str(value))
-    )
 
 
 def _auxiliary(model: str) -> tuple[str, ...]:
@@ -236,8 +191,8 @@ TABLES: dict[str, SweepTable] = {
         reference="dare-16",
         flags=_flags(history_length=400),
         rows=(
-            *(_widths("dare", width, 16, "dare-16") for width in (4, 8, 16, 32, 64)),
-            *(_widths("twin", width, width, f"dare-{width}") for width in (4, 8, 16, 32, 64)),
+            *(_widths("dare", width, 16, "dare-16") for width in (2, 4, 8, 16, 32, 64)),
+            *(_widths("twin", width, width, f"dare-{width}") for width in (2, 4, 8, 16, 32, 64)),
         ),
     ),
     "auxiliary": SweepTable(
@@ -303,49 +258,7 @@ TABLES: dict[str, SweepTable] = {
         flags=_flags(history_length=400),
         rows=_prior_parts(),
     ),
-    "crossing": SweepTable(
-        sentence="What do crossing networks say of a log, without its histories and with them?",
-        axis="model",
-        reference="dare",
-        flags=_flags(history_length=400),
-        rows=(
-            Row("dare", "dare"),
-            Row("dare_separation", "dare_separation"),
-            *(Row(name, name) for name in CROSSING),
-        ),
-    ),
-    "teacher": SweepTable(
-        sentence="Does each way to share filters over dimensions win where the truth is its own?",
-        axis="model",
-        reference="fvfm",
-        flags=(
-            *_flags(fields__attention_dim=4, fields__representation_dim=4),
-            *_flags(fields__representation_init_std=0.3, fields__attention_init_std=0.3),
-            *_flags(tables__kind="adagrad", tables__learning_rate=0.1, dense_learning_rate=0.05),
-            *_flags(requests_per_batch=500, epochs=20, evaluations_per_epoch=1, patience=100),
-        ),
-        rows=(
-            *(Row(name, name) for name in ("fwfm", "fvfm", "fmfm")),
-            *(
-                Row(f"{name}-1", name, _flags(model__crossing__layers=1), "secn_b-1")
-                for name in ("secn_shared", "secn_b", "secn_full")
-            ),
-        ),
-    ),
-    "criteo-x1": SweepTable(
-        sentence="The crossing networks on Criteo by the protocol of the published numbers (x1).",
-        axis="model",
-        reference="lr",
-        flags=CRITEO_X1,
-        rows=tuple(Row(name, name, flags) for name, flags in MODELS_X1.items()),
-    ),
-    "criteo-x4": SweepTable(
-        sentence="The same by protocol x4: numbers as ids, rare ids left out.",
-        axis="model",
-        reference="lr",
-        flags=CRITEO_X4,
-        rows=tuple(Row(name, name, flags) for name, flags in MODELS_X4.items()),
-    ),
+    **CROSSING_TABLES,
     "planted": SweepTable(
         sentence="Is the gain of tables apart there where the truth of a synthetic log wants it?",
         axis="model",
@@ -358,6 +271,30 @@ TABLES: dict[str, SweepTable] = {
             *("--fields.without", "category", "recency"),
         ),
         rows=(Row("dare", "dare"), Row("twin", "twin")),
+    ),
+    "lag": SweepTable(
+        sentence="Which model finds an interest that lies some events back, in how long a history?",
+        axis="history length",
+        reference="attention-1000",
+        flags=LAG,
+        rows=tuple(
+            Row(
+                f"{name}-{history}",
+                model,
+                (*flags, *_flags(history_length=history)),
+                f"attention-{history}",
+                line=name,
+                x=history,
+            )
+            for name, model, flags in (
+                ("mean", "mean_pooling", ()),
+                ("attention", "target_attention", ()),
+                ("self", "self_attention", ()),
+                ("search", "dare", ()),
+                ("hashes", "sdim", ()),
+            )
+            for history in (50, 100, 200, 500, 1000, 2000)
+        ),
     ),
     "epochs": SweepTable(
         sentence="What do further passes over the same requests bring DARE and TWIN?",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import re
 from pathlib import Path
 
 import pytest
 
-from data.store import EventStore
+from data.store import EventStore, Field
 from trainer.state import build_ranker
 from trainer.sweep.cells import experiment_of
+from trainer.sweep.crossing_tables import SIDES, SURROUNDINGS
+from trainer.sweep.rows import flags_of as words_of
 from trainer.sweep.tables import TABLES, Row
 
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
@@ -20,13 +23,16 @@ ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 def test_every_row_fits_its_experiment(table: str, row: Row) -> None:
     experiment = experiment_of(row, (*TABLES[table].flags, *row.flags))
     for flag, words in flags_of(row).items():
-        value = operator.attrgetter(flag.removeprefix("--").replace("-", "_"))(experiment)
-        if isinstance(value, dict):
+        name = flag.removeprefix("--").replace("-", "_")
+        value = operator.attrgetter(name.replace(".no_", "."))(experiment)
+        if not words:
+            assert value is (".no_" not in name), flag
+        elif isinstance(value, dict):
             names, numbers = words[::2], map(float, words[1::2])
             assert value == dict(zip(names, numbers, strict=True)), flag
         elif isinstance(value, tuple):
             assert [*map(str, value)] == words, flag
-        elif words:
+        else:
             assert value == type(value)(*words), flag
 
 
@@ -43,10 +49,18 @@ def flags_of(row: Row) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_is_a_model(table: str, store: Path) -> None:
-    """On an event store, without memory for its tables."""
+    """On an event store that knows what surrounds a request, without memory for its tables."""
+    info = EventStore.open(store).info
+    sides = [Field(name=name, num_embeddings=5) for name in SIDES if name != "category"]
+    context = [Field(name=name, num_embeddings=5) for name in SURROUNDINGS]
+    info = dataclasses.replace(info, fields=(*info.fields, *sides), context=(*context,))
+    known = EventStore(store, info)
     for row in TABLES[table].rows:
         experiment = experiment_of(row, (*TABLES[table].flags, *row.flags))
-        assert build_ranker(experiment, EventStore.open(store)).config == experiment.model
+        ranker = build_ranker(experiment, known)
+        assert ranker.config == experiment.model
+        tables = " ".join(name for name, _ in ranker.named_modules())
+        assert not any(f"_{name}" in tables for name in experiment.fields.without)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -64,6 +78,13 @@ def test_labels_are_folders_and_references_are_rows(name: str) -> None:
 def test_rows_differ(name: str) -> None:
     rows = [(row.experiment, row.flags) for row in TABLES[name].rows]
     assert len(set(rows)) == len(rows)
+
+
+def test_flags_are_words_of_the_command_line() -> None:
+    found = words_of(history_length=200, model__top_k=5, fields__without=("item", "store"))
+    assert " ".join(found) == "--history-length 200 --model.top-k 5 --fields.without item store"
+    assert words_of(time_gap=True) == ("--time-gap",)
+    assert words_of(model__crossing__residual=False) == ("--model.crossing.no-residual",)
 
 
 def test_a_row_wins_over_its_table() -> None:
