@@ -52,7 +52,9 @@ def selecting(search: Search, score: str = "dot") -> Callable[[Log, int], Select
     """The search as the suite calls it."""
 
     def select(log: Log, k: int) -> Selection:
-        return search(histories_of(log), lambda: (log.keys.__getitem__, log.queries), SCORES[score], k)
+        return search(
+            histories_of(log), lambda: (log.keys.__getitem__, log.queries), SCORES[score], k
+        )
 
     return select
 
