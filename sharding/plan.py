@@ -108,8 +108,7 @@ def choose_plan(
         ddr_cap=capacity,
     )
     failure: PlannerError | None = None
-    for kinds in _preferences(config):
-        allowed = dataclasses.replace(config, kinds=kinds)
+    for allowed in _preferences(config, tables):
         planner = EmbeddingShardingPlanner(
             topology=topology,
             batch_size=lookups_per_rank,
@@ -136,13 +135,23 @@ def choose_plan(
     ) from failure
 
 
-def _preferences(config: ShardingConfig) -> list[tuple[ShardingKind, ...]]:
-    """What to try, best first: whole tables, where they are allowed and fit.
+def _preferences(config: ShardingConfig, tables: dict[str, int]) -> list[ShardingConfig]:
+    """What to try, best first: whole tables, where they are allowed; then all but the largest one,
+    two, four ... whole; then what ``config`` allows. ``tables``: name -> rows.
 
     TorchRec's estimates know bags of many ids, which row-wise sharding pools before it sends them.
     Ours are bags of one: every rank would send a row, most of them zeros, for each id of all ranks.
     """
-    return [("table_wise",), config.kinds] if "table_wise" in config.kinds else [config.kinds]
+    if "table_wise" not in config.kinds:
+        return [config]
+    free = sorted(tables.keys() - config.table_kinds.keys(), key=lambda name: tables[name])
+    preferred = []
+    cut = 0
+    while cut < len(free):
+        whole = dict.fromkeys(free[: len(free) - cut], "table_wise")
+        preferred.append(dataclasses.replace(config, table_kinds=config.table_kinds | whole))
+        cut = max(1, 2 * cut)
+    return [*preferred, config]
 
 
 def _refuse_odd_widths(model: nn.Module) -> None:

@@ -54,16 +54,17 @@ class Replica(WholeTables):
 
 
 def read_live_tables(ranker: LifelongRanker) -> None:
-    """Lets searches read the tables themselves where this rank holds them whole, and all others
-    theirs: in a world of one.
+    """Lets searches read the tables themselves where they lie whole on this rank: in a world of
+    one, unless a plan cuts them by columns.
     """
-    if dist.get_world_size() == 1:
-        _install(
-            ranker,
-            lambda tables: WholeTables(
-                {name: held.parts[0][0][:, : held.width] for name, held in tables.items()}
-            ),
-        )
+    if dist.get_world_size() > 1 or any(len(t.parts) > 1 for t in _held(ranker).values()):
+        return
+    _install(
+        ranker,
+        lambda tables: WholeTables(
+            {name: held.parts[0][0][:, : held.width] for name, held in tables.items()}
+        ),
+    )
 
 
 def read_replica(ranker: LifelongRanker, dtype: torch.dtype, device: torch.device) -> None:

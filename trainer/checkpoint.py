@@ -221,7 +221,8 @@ def _check_same_model(folder: Path, wanted: dict[str, Any], metadata: Metadata) 
     raise InputError(
         f"{folder} is a checkpoint of another model: {name.removeprefix('model.')} is "
         f"{found.get(name, 'absent')} there and {shapes.get(name, 'absent')} here. "
-        "Take the experiment, overrides and store that the run was made with (RUN/config.json)."
+        "Take the experiment, overrides and store that the run was made with (RUN/config.json); "
+        "if you did, it was made by another version of twofold."
     )
 
 

@@ -206,8 +206,19 @@ class Experiment:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
         self._check_plateau()
+        self._check_replica()
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}.")
+
+    def _check_replica(self) -> None:
+        model = self.model
+        reads = model.pooling == "attention" and model.search in ("exact", "simhash", "soft")
+        if self.replica_steps and not (reads and model.auxiliary != "full"):
+            raise ValueError(
+                "replica_steps is of models that search by attention rows without gradient: search "
+                "exact, simhash or soft, auxiliary none or sampled. Nothing would read the copy of "
+                f"search {model.search}, pooling {model.pooling}, auxiliary {model.auxiliary}."
+            )
 
     def _check_plateau(self) -> None:
         for name in ("plateau_factor", "plateau_floor"):

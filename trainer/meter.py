@@ -95,15 +95,15 @@ class Meter:
 
 def bound_by(position: Position) -> dict[str, Any]:
     """What held training up, for summary.json: ``time_shares``, which sum to 1, and ``bound``, a
-    sentence about them. On GPUs, which work while the host goes on, what they wait for counts as
-    compute.
+    sentence about them. A step that stands still for want of a core waits too: with more threads
+    than cores communication looks worse than it is. On GPUs, which work while the host goes on,
+    what they wait for counts as compute.
     """
     seconds = max(position.seconds, 1e-9)
-    shares = {
-        "input": min(1.0, position.input_seconds / seconds),
-        "communication": min(1.0, position.communication_seconds / seconds),
-    }
-    shares["compute"] = max(0.0, 1 - sum(shares.values()))
+    waited = {"input": position.input_seconds, "communication": position.communication_seconds}
+    whole = max(seconds, sum(waited.values()))
+    shares = {name: part / whole for name, part in waited.items()}
+    shares["compute"] = 1 - sum(shares.values())
     most = max(shares, key=lambda name: shares[name])
     told = {
         "compute": "{:.0%} of training was computing",

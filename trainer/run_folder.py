@@ -138,11 +138,15 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(
+    folder: Path,
+    way_out: str = "Complete checkpoints are kept; make room and go on with --resume.",
+) -> Iterator[None]:
     """Turns a full or read-only disk into an InputError.
 
     Args:
         folder: of the run.
+        way_out: what is kept, and what to do.
     """
     try:
         yield
@@ -163,7 +167,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{folder} could not be written to: {os.strerror(code)} ({free / 2**20:,.0f} MiB "
-            "free). Complete checkpoints are kept; make room and go on with --resume."
+            f"free). {way_out}"
         ) from error
 
 
@@ -201,7 +205,7 @@ def read_config(run: Path) -> dict[str, Any]:
         return content
     except FileNotFoundError as error:
         raise InputError(
-            f"{run} is no run folder: it has no config.json. Give the --out of a twofold train."
+            f"{run} is no run folder: it has no config.json. Give the --out of a run."
         ) from error
     except ValueError as error:
         raise InputError(f"{file} is damaged: {error}") from error
@@ -209,6 +213,11 @@ def read_config(run: Path) -> dict[str, Any]:
 
 def read_experiment(config: dict[str, Any]) -> Experiment:
     """The experiment that a ``config.json`` describes."""
+    if config.get("kind") == "topk":
+        raise InputError(
+            "This is a run of twofold topk; give one of twofold train. twofold topk compare "
+            "compares runs of topk."
+        )
     try:
         return TypeAdapter(Experiment).validate_python(config["config"])
     except ValidationError as error:

@@ -23,7 +23,7 @@ from modules.tables import FieldConfig
 from sharding.apply import set_table_learning_rate, shard
 from sharding.narrow import hold_narrow_tables
 from sharding.plan import choose_plan, describe_plan
-from sharding.search_tables import read_live_tables, read_replica
+from sharding.search_tables import read_live_tables, read_replica, refresh_replica
 from trainer.experiment import Experiment
 from trainer.processes import Ranks
 
@@ -64,6 +64,7 @@ class TrainState:
     def loaded(self, state: dict[str, Any]) -> None:
         """Takes over what DCP filled."""
         self.model.load_state_dict(state["model"])
+        refresh_replica(self.model)
         self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -130,9 +130,9 @@ class Trainer:
         while position.step < steps and not self._stopped_early():
             for batch in meter.waiting_for(self.loader):
                 batch = batch.to(self.ranks.device, non_blocking=True)
-                if renewed_after and position.step % renewed_after == 0:
-                    refresh_replica(self.state.model)
                 with meter.step():
+                    if renewed_after and position.step % renewed_after == 0:
+                        refresh_replica(self.state.model)
                     losses = train_step(self.state, batch, experiment, self.ranks.world_size)
                 meter.add(losses, batch)
                 position.step += 1
@@ -184,6 +184,7 @@ class Trainer:
     def _validate(self, display: Display) -> None:
         """Evaluates on the validation split and saves a checkpoint."""
         position = self.position
+        refresh_replica(self.state.model)
         refresh_statistics(
             self.state.model,
             (

@@ -146,7 +146,7 @@ SETTINGS = [
 ]
 MODELS = [
     {"sharing": "decoupled", "auxiliary": "full", "width": 2},
-    {"sharing": "decoupled", "auxiliary": "sampled", "score": "cosine", "width": 1},
+    {"sharing": "decoupled", "auxiliary": "sampled", "width": 1},
     {"sharing": "projected", "auxiliary": "full"},
     {"sharing": "projected", "projection": "event", "auxiliary": "sampled", "score": "cosine"},
     {"sharing": "three", "auxiliary": "sampled"},

@@ -19,6 +19,7 @@ from tests.trainer.small_runs import (
     content,
     metrics_lines,
     read,
+    stop_at,
     train,
     without_clock,
 )
@@ -58,6 +59,25 @@ def test_resumed_at_the_same_world_size_everything_is_equal_to_the_bit(
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             torch.testing.assert_close(value, theirs[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_search_in_a_copy_goes_on_with_the_copy_of_its_checkpoint(
+    world_size: int, store: Path, tmp_path: Path, finished: MakeRun
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    # renewed after steps 0, 7 and 14 and at evaluations; interrupted at 13, resumed from 10
+    copying = EXPERIMENT.changed(replica_steps=7, replica_dtype="float32")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(store, whole, world_size, copying)
+    with pytest.raises(RankError, match="Interrupt"):
+        train(store, cut, world_size, copying, before=stop_at(13, interrupt))
+    train(store, cut, world_size, copying, resume=True)
+    assert metrics_lines(cut) == metrics_lines(whole)
+    # a search in an old copy finds other events
+    assert metrics_lines(whole) != metrics_lines(finished(world_size))
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])

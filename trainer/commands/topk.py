@@ -59,8 +59,10 @@ def main(arguments: Sequence[str]) -> int:
             "not sharded. Start it without torchrun."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = TopKTrainer(name, order.experiment, order.data, order.out, device)
-    trainer.main(replace=order.replace)
+    trainer = TopKTrainer(
+        name, order.experiment, order.data, order.out, device, replace=order.replace
+    )
+    trainer.main()
     return 0
 
 
@@ -83,8 +85,8 @@ def _parser(name: str, make: Callable[[], TopKExperiment]) -> Callable[..., Orde
 
 
 def _compare_parser(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Path()
-) -> tuple[tuple[Path, ...], Path]:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None
+) -> tuple[tuple[Path, ...], Path | None]:
     """Compares top-K runs of one store.
 
     Runs that differ in the seed alone are one row: the mean over them, and the paired difference

@@ -62,7 +62,7 @@ class WindowBatches:
         return math.ceil(len(self._users) / self._experiment.batch_size)
 
     def epoch(self, number: int) -> Iterator[Windows]:
-        """About every event once."""
+        """About every event once; no window after which its user bought nothing."""
         rng = np.random.default_rng([self._experiment.seed, number])
         ends = self._ends(rng)
         for chosen in np.array_split(rng.permutation(len(ends)), len(self)):
@@ -70,6 +70,12 @@ class WindowBatches:
                 self._log.first_row[self._users[chosen]], ends[chosen], self._length
             )
             targets = np.where(valid, self._draw_targets(rows, rng), 0)
+            teaches = (targets > 0).any(axis=1)
+            if not teaches.any():  # users who bought once
+                continue
+            chosen, rows, valid, targets = (
+                part[teaches] for part in (chosen, rows, valid, targets)
+            )
             users = np.repeat(self._users[chosen, None], self._length, 1)[targets > 0]
             negatives = draw_negatives(self._log, users, self._experiment, rng)
             events = np.where(valid, self._log.item[rows], 0)

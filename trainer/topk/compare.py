@@ -56,7 +56,8 @@ class Run:
     @property
     def settings(self) -> str:
         """All but the seed: runs of the same settings are one row."""
-        settings = self.config["config"] | {"seed": None}
+        # chunks and resamples change no list
+        settings = self.config["config"] | dict.fromkeys(("seed", "users_chunk", "bootstrap"))
         return json.dumps([self.config["experiment"], settings], sort_keys=True)
 
 
@@ -103,8 +104,8 @@ class Row:
         return record
 
 
-def compare_runs(paths: Sequence[Path], out: Path = Path()) -> list[dict[str, Any]]:
-    """Prints a table, and writes ``topk.csv`` and ``topk.md`` to ``out`` unless it is the default.
+def compare_runs(paths: Sequence[Path], out: Path | None = None) -> list[dict[str, Any]]:
+    """Prints a table, and writes ``topk.csv`` and ``topk.md`` to ``out`` if it is given.
 
     Raises:
         InputError: no runs, unfinished ones, or runs of other data or candidates.
@@ -115,7 +116,9 @@ def compare_runs(paths: Sequence[Path], out: Path = Path()) -> list[dict[str, An
     records = [row.record(rows[0]) for row in rows]
     console = Console()
     console.print(_terminal_table(records), highlight=False)
-    if out != Path():
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file. Give a folder as --out.")
         out.mkdir(parents=True, exist_ok=True)
         (out / "topk.csv").write_text(_csv(records))
         (out / "topk.md").write_text(_markdown(records, rows))
@@ -127,7 +130,8 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     first = runs[0]
     for run in runs[1:]:
         same_data = run.config["data"]["fingerprint"] == first.config["data"]["fingerprint"]
-        if not same_data or not np.array_equal(run.user, first.user):
+        same_candidates = run.summary["candidates"] == first.summary["candidates"]
+        if not (same_data and same_candidates and np.array_equal(run.user, first.user)):
             raise InputError(
                 f"{run.path} cannot be compared with {first.path}: another store or other "
                 "--candidates. Compare runs of one store and the same candidates."
@@ -135,6 +139,13 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.settings, []).append(run)
+    for group in groups.values():
+        seeds = [run.config["config"]["seed"] for run in group]
+        if len({*seeds}) < len(seeds):
+            raise InputError(
+                f"{', '.join(str(run.path) for run in group)} have seeds {seeds}: one training "
+                "twice is no second seed. Leave one out."
+            )
     names = [group[0].config["experiment"] for group in groups.values()]
     return [
         # a model with several settings is known by its first folder

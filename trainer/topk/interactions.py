@@ -153,6 +153,12 @@ def split_periods(store: EventStore) -> dict[Split, tuple[int, int]]:
             f"{store.path} was prepared with a label: its events include what users did not take. "
             "Prepare it from the taken ones alone, without --label."
         )
+    if "action" in {name for name, _ in store.fields}:
+        raise InputError(
+            f"{store.path} was prepared with --action: its events are of several kinds, and topk "
+            "takes every event for a purchase. Prepare it from the wanted kind alone, without "
+            "--action."
+        )
     if store.info.order != "time":
         raise InputError(
             f"{store.path} was prepared with --order file, so it does not know when validation "

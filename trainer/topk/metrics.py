@@ -65,6 +65,7 @@ def bootstrap_intervals(values: np.ndarray, bootstrap: int, seed: int = 0) -> li
     return [*zip(low.tolist(), high.tolist(), strict=True)]
 
 
+@torch.no_grad()
 def rank(
     vectors: Vectors | Counts, wanted: Bought, known: Bought | None, users_chunk: int
 ) -> Ranked:

@@ -28,7 +28,7 @@ from trainer.run_folder import RunFolder, disk_errors
 from trainer.topk.batches import PairBatches, WindowBatches, histories
 from trainer.topk.experiment import TopKExperiment
 from trainer.topk.interactions import Interactions
-from trainer.topk.metrics import METRICS, Ranked, rank
+from trainer.topk.metrics import METRICS, Interval, Ranked, rank
 from trainer.topk.models import build
 from trainer.topk.tables import metrics_table
 
@@ -40,14 +40,29 @@ class TopKTrainer:
     """Trains, ranks and records one experiment."""
 
     def __init__(
-        self, name: str, experiment: TopKExperiment, data: Path, out: Path, device: torch.device
+        self,
+        name: str,
+        experiment: TopKExperiment,
+        data: Path,
+        out: Path,
+        device: torch.device,
+        *,
+        replace: bool = False,
     ) -> None:
         """Reads the log.
 
         Raises:
-            InputError: the store cannot be ranked on, or the graph library is missing.
+            InputError: there is a run at ``out`` already, the store cannot be ranked on, or the
+                graph library is missing.
         """
         self.name, self.experiment, self.device = name, experiment, device
+        self.folder = RunFolder(out)
+        if self.folder.started and not replace:
+            raise InputError(
+                f"{self.folder.path} holds a run already. Give another --out, or start over with "
+                "--replace."
+            )
+        self.replace = replace
         self.store = EventStore.open(data)
         self.log = Interactions.of(self.store)
         self.wanted = {
@@ -61,24 +76,24 @@ class TopKTrainer:
                 )
         torch.manual_seed(experiment.seed)
         self.model = build(experiment.model, self.log).to(device)
-        self.folder = RunFolder(out)
         self.seconds, self.best_epoch, self.best = 0.0, 0, -math.inf
         self.vectors: Vectors | Counts
 
-    def main(self, *, replace: bool = False) -> dict[str, Any]:
+    def main(self) -> dict[str, Any]:
         """The whole run; returns its summary.
 
         Raises:
-            InputError: there is a run already, or the model diverged. Nothing is left of this one.
+            InputError: the model diverged. Nothing is left of the run.
         """
-        if self.folder.started and not replace:
-            raise InputError(
-                f"{self.folder.path} holds a run already. Give another --out, or start over with "
-                "--replace."
-            )
-        self.folder.claim(self._describe(), resume=False, replace=replace)
+        self.folder.claim(self._describe(), resume=False, replace=self.replace)
         try:
-            with Display(shown=True) as display, disk_errors(self.folder.path):
+            with (
+                Display(shown=True) as display,
+                disk_errors(
+                    self.folder.path,
+                    way_out="Nothing is left of this run; make room and start again.",
+                ),
+            ):
                 self._fit(display)
                 return self._finish(display)
         except BaseException:
@@ -99,6 +114,11 @@ class TopKTrainer:
             for done, batch in enumerate(batches.epoch(epoch), start=1):
                 loss = train_step(self.model, batch.to(self.device), optimizers, experiment)
                 total += loss.item()
+                if not math.isfinite(total):
+                    raise InputError(
+                        f"The loss of step {done} of epoch {epoch} is {loss.item()}: the model has "
+                        "diverged. Lower --learning-rate."
+                    )
                 note = f"epoch {epoch}  loss {total / done:.4f}"
                 display.update("train", done, len(batches), note)
             seconds = time.perf_counter() - begin
@@ -156,7 +176,7 @@ class TopKTrainer:
             "split": "test",
             "candidates": self.experiment.candidates,
             **ranked.means(),
-            "intervals": ranked.intervals(self.experiment.bootstrap),
+            "intervals": _known(ranked.intervals(self.experiment.bootstrap)),
             "users": len(ranked.user),
             "wanted": len(self.wanted["test"].items),
             "catalogue": self.log.num_items - 1,
@@ -177,6 +197,7 @@ class TopKTrainer:
         """What ``config.json`` holds: all that is needed to do it again."""
         info = self.store.info
         return {
+            "kind": "topk",
             "experiment": self.name,
             "config": dataclasses.asdict(self.experiment),
             "data": {
@@ -238,6 +259,11 @@ def write_ranked(file: Path, ranked: Ranked) -> None:
     heads = pa.FixedSizeListArray.from_arrays(pa.array(ranked.items.ravel()), ranked.items.shape[1])
     columns = dict(zip(METRICS, np.ascontiguousarray(ranked.values.T), strict=True))
     write_arrow(file, {"user": ranked.user, "items": heads, **columns})
+
+
+def _known(intervals: dict[str, Interval]) -> dict[str, Interval | None]:
+    """JSON has no NaN, which the bounds are without resamples."""
+    return {name: None if math.isnan(ends[0]) else ends for name, ends in intervals.items()}
 
 
 def _versions() -> dict[str, str]:

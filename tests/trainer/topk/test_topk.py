@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -288,8 +289,26 @@ def test_runs_of_other_data_or_candidates_are_not_compared(
     runs: list[Path], small: Path, groups: Path, tmp_path: Path
 ) -> None:
     assert topk(small, tmp_path / "small", "popular") == 0
-    with pytest.raises(InputError, match="cannot be compared"):
-        compare_runs([runs[0], tmp_path / "small"])
+    assert topk(groups, tmp_path / "all", "popular", "--candidates=all") == 0
+    for other in ("small", "all"):
+        with pytest.raises(InputError, match="cannot be compared"):
+            compare_runs([runs[0], tmp_path / other])
+
+
+def test_one_training_twice_is_no_second_seed(runs: list[Path]) -> None:
+    with pytest.raises(InputError, match=r"have seeds \[1, 1\].*Leave one out"):
+        compare_runs([runs[0], runs[1], runs[1]])
+
+
+@pytest.mark.parametrize("name", ["small", "groups"])
+def test_windows_after_which_nothing_was_bought_teach_nothing(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    flags = ("--batch-size=1", "--model.history-length=1", "--epochs=1")
+    assert topk(request.getfixturevalue(name), tmp_path / "run", "self_attention", *flags) == 0
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses and all(math.isfinite(loss) for loss in losses)
 
 
 def test_a_run_that_is_not_done_is_not_compared(runs: list[Path], tmp_path: Path) -> None:
