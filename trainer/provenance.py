@@ -18,25 +18,22 @@ from trainer.experiment import Experiment
 
 def describe_run(name: str, experiment: Experiment, store: EventStore) -> dict[str, Any]:
     """What ``config.json`` holds: all that is needed to do it again."""
-    info = store.info
     return {
         "experiment": name,
         # as JSON has it, lists for tuples: it is compared with what a file says
         "config": TypeAdapter(Experiment).dump_python(experiment, mode="json"),
-        "data": {
-            "source": info.source,
-            "fingerprint": info.fingerprint,
-            "seed": info.seed,
-            "users": info.users,
-            "events": info.events,
-            "items": info.items,
-            "requests": info.requests,
-            "best_auc": info.best_auc,
-        },
+        "data": describe_data(store)
+        | {"requests": store.info.requests, "best_auc": store.info.best_auc},
         "versions": versions(),
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def describe_data(store: EventStore) -> dict[str, Any]:
+    """Which log, in which version."""
+    names = ("source", "fingerprint", "seed", "users", "events", "items")
+    return {name: getattr(store.info, name) for name in names}
 
 
 def versions() -> dict[str, str]:

@@ -94,7 +94,7 @@ _RESULT_ROWS = (
     _ResultRow("Training samples", lambda s: formats.count(s.get("train_samples"))),
     _ResultRow("Training time", lambda s: formats.duration(s.get("train_seconds"))),
     _ResultRow("Samples per second", lambda s: formats.count(s.get("samples_per_second"))),
-    _ResultRow("Time waiting for input, for other processes", _waiting),
+    _ResultRow("Wait: input, ranks", _waiting),
     _ResultRow("Processes", lambda s: formats.count(s.get("world_size"))),
 )
 

@@ -23,7 +23,7 @@ from modules.retrieval.config import FrequentConfig, PopularConfig, SelfAttentio
 from modules.retrieval.loss import Pairs, Windows, bpr, half_squares, sampled_softmax
 from modules.retrieval.vectors import Counts, Vectors
 from trainer.progress import Display
-from trainer.provenance import commit, versions
+from trainer.provenance import commit, describe_data, versions
 from trainer.run_folder import RunFolder, disk_errors
 from trainer.topk.batches import PairBatches, WindowBatches, histories
 from trainer.topk.experiment import TopKExperiment
@@ -195,18 +195,12 @@ class TopKTrainer:
 
     def _describe(self) -> dict[str, Any]:
         """What ``config.json`` holds: all that is needed to do it again."""
-        info = self.store.info
         return {
             "kind": "topk",
             "experiment": self.name,
             "config": dataclasses.asdict(self.experiment),
-            "data": {
-                "source": info.source,
-                "fingerprint": info.fingerprint,
-                "seed": info.seed,
-                "users": info.users,
-                "events": info.events,
-                "items": info.items,
+            "data": describe_data(self.store)
+            | {
                 "train_events": len(self.log.item),
                 "train_pairs": len(self.log.bought.items),
                 "wanted": {split: len(wanted.items) for split, wanted in self.wanted.items()},
