@@ -183,7 +183,7 @@ class EventTables(nn.Module):
 class WholeTables(nn.Module):
     """Rows of tables that lie whole in the memory of this process, without gradient.
 
-    On CPUs it reads four times as many rows in a second as FBGEMM's pooled kernels do for bags of
+    On CPUs it reads three times as many rows in a second as FBGEMM's pooled kernels do for bags of
     one (docs/performance.md).
     """
 

@@ -108,7 +108,12 @@ def choose_plan(
         ddr_cap=capacity,
     )
     failure: PlannerError | None = None
-    for allowed in _preferences(config, tables):
+    sizes = {
+        table.name: table.num_embeddings * table.embedding_dim
+        for _, bags in collections(model)
+        for table in bags.embedding_bag_configs()
+    }
+    for allowed in _preferences(config, sizes):
         planner = EmbeddingShardingPlanner(
             topology=topology,
             batch_size=lookups_per_rank,
@@ -135,16 +140,17 @@ def choose_plan(
     ) from failure
 
 
-def _preferences(config: ShardingConfig, tables: dict[str, int]) -> list[ShardingConfig]:
+def _preferences(config: ShardingConfig, sizes: dict[str, int]) -> list[ShardingConfig]:
     """What to try, best first: whole tables, where they are allowed; then all but the largest one,
-    two, four ... whole; then what ``config`` allows. ``tables``: name -> rows.
+    two, four ... whole; then what ``config`` allows. ``sizes``: of each table.
 
     TorchRec's estimates know bags of many ids, which row-wise sharding pools before it sends them.
     Ours are bags of one: every rank would send a row, most of them zeros, for each id of all ranks.
     """
     if "table_wise" not in config.kinds:
         return [config]
-    free = sorted(tables.keys() - config.table_kinds.keys(), key=lambda name: tables[name])
+    # a list, not a set: tables of one size stand in the same order on every rank
+    free = sorted((name for name in sizes if name not in config.table_kinds), key=sizes.get)
     preferred = []
     cut = 0
     while cut < len(free):

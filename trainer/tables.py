@@ -116,11 +116,9 @@ def store_table(store: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(
-    title: str, left: Iterable[str], right: Iterable[str], left_again: Iterable[str] = ()
-) -> Table:
-    """An empty table; columns of words stand left, columns of numbers right."""
-    table = Table(
+def plain_table(title: str) -> Table:
+    """A table without columns, in the style of all others."""
+    return Table(
         title=title,
         title_justify="left",
         caption_justify="left",
@@ -128,6 +126,13 @@ def _table(
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
+
+
+def _table(
+    title: str, left: Iterable[str], right: Iterable[str], left_again: Iterable[str] = ()
+) -> Table:
+    """An empty table; columns of words stand left, columns of numbers right."""
+    table = plain_table(title)
     for justify, names in (("left", left), ("right", right), ("left", left_again)):
         for name in names:
             table.add_column(name, justify=justify, no_wrap=True)

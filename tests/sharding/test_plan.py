@@ -13,7 +13,14 @@ import torch.distributed as dist
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
-from sharding.plan import PlanError, ShardingConfig, choose_plan, collections, describe_plan
+from sharding.plan import (
+    PlanError,
+    ShardingConfig,
+    _preferences,
+    choose_plan,
+    collections,
+    describe_plan,
+)
 from tests.batches import fields
 
 KINDS = ("table_wise", "row_wise", "column_wise")
@@ -152,3 +159,20 @@ def test_row_wise_leaves_no_rank_without_a_row() -> None:
 def test_a_width_that_fbgemm_has_no_rows_for_is_refused() -> None:
     with pytest.raises(PlanError, match=r"attention_item is 6 wide.*take 8, or 1 or 2"):
         plan(ranker(attention_dim=6), 1)
+
+
+def test_where_tables_do_not_fit_whole_the_largest_is_cut_first() -> None:
+    model = ranker(items=1_000_000, attention_dim=4, representation_dim=64)
+    # representation_item has 244 MiB, attention_item 15: both ranks together have room for them
+    tables = plan(model, 2, memory_gib=0.22)
+    assert {n for n, t in tables.items() if t["sharding_type"] == "row_wise"} == {
+        "representation_item"
+    }
+    assert all(t["sharding_type"] == "table_wise" for t in plan(model, 2).values())
+
+
+def test_ranks_agree_on_which_of_equal_tables_is_cut() -> None:
+    """Every rank plans for itself, and each has another hash of strings."""
+    tables = dict.fromkeys("cabfed", 8)
+    kinds = [sorted(c.table_kinds) for c in _preferences(ShardingConfig(), tables)]
+    assert kinds == [[*"abcdef"], [*"abcef"], [*"abcf"], [*"ac"], []]

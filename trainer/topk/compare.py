@@ -18,8 +18,8 @@ from data.errors import InputError
 from data.store import numpy_columns, read_arrow
 from trainer import formats
 from trainer.run_folder import read_config
+from trainer.tables import plain_table
 from trainer.topk.metrics import METRICS, bootstrap_intervals
-from trainer.topk.tables import plain_table
 
 BOOTSTRAP = 1000
 SHOWN = {"precision@10": "P@10", "recall@20": "R@20", "ndcg@20": "NDCG@20"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from trainer import formats
+from trainer.tables import plain_table
 from trainer.topk.metrics import CUTOFFS, METRICS
 
 NAMES = {"precision": "Prec.", "recall": "Recall", "ndcg": "NDCG"}
@@ -39,15 +39,3 @@ def metrics_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
             ]
             table.add_row(model if name == METRICS[0].split("@")[0] else "", shown, *cells)
     return table
-
-
-def plain_table(title: str) -> Table:
-    """An empty table in the style of all others."""
-    return Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
