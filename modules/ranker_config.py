@@ -15,7 +15,7 @@ SearchKind = Literal[
     "exact", "simhash", "category", "category_filled", "soft", "recent", "clusters", "all"
 ]
 Pooling = Literal["attention", "self_attention", "collisions", "mean", "none"]
-Head = Literal["mlp", "crossing"]
+Head = Literal["mlp", "crossing", "separation"]
 Auxiliary = Literal["full", "sampled", "none"]
 
 
@@ -69,9 +69,10 @@ class RankerConfig:
     """Feeds the head the product of candidate and interest too."""
     head: Head = "mlp"
     """mlp: a perceptron on candidate, interests, their products and the context (DARE); crossing: a
-    network whose fields they all are."""
+    network whose fields they all are; separation: crossing of kind separation (SECN), and written
+    down as that, so that one head has one name."""
     crossing: CrossingConfig = field(default_factory=CrossingConfig)
-    """Of head crossing."""
+    """Of heads crossing and separation."""
     hidden: tuple[int, ...] = (200, 80)
     """Widths of the hidden layers of head mlp."""
     auxiliary_hidden: tuple[int, ...] = (200,)
@@ -107,7 +108,17 @@ class RankerConfig:
                 )
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
+        if self.head == "separation":
+            self._cross_by_separation()
         self._refuse_what_does_not_go_together()
+
+    def _cross_by_separation(self) -> None:
+        if self.crossing.kind != "separation":
+            raise ValueError(
+                f"head='separation' crosses by crossing.kind='separation', got "
+                f"{self.crossing.kind!r}: take head='crossing', or crossing.kind='separation'."
+            )
+        object.__setattr__(self, "head", "crossing")
 
     def _refuse_what_does_not_go_together(self) -> None:
         if self.pooling != "attention":
@@ -133,8 +144,8 @@ class RankerConfig:
             )
         if self.head == "mlp" and self.crossing != CrossingConfig():
             raise ValueError(
-                "crossing is of head='crossing', and head is 'mlp': set head='crossing', or leave "
-                "crossing as it is."
+                "crossing is of the heads 'crossing' and 'separation', and head is 'mlp': set "
+                "head='crossing', or leave crossing as it is."
             )
         allowed = _AUXILIARIES.get(self.search, get_args(Auxiliary))
         if self.auxiliary not in allowed:
@@ -157,6 +168,14 @@ class RankerConfig:
         """Vectors that the head gets beside the candidate's."""
         of_pooling = {"none": 0, "self_attention": 2}.get(self.pooling, 1)
         return of_pooling + bool(self.short_window)
+
+    @property
+    def searches_first(self) -> bool:
+        """Whether only what a search found, and some others, is looked up with gradient."""
+        if self.pooling == "none" or self.search in ("all", "clusters"):
+            return False
+        # the auxiliary of a search by category, too, sees what it found alone
+        return self.auxiliary != "full" or self.search in ("category", "category_filled")
 
     @property
     def attended(self) -> int:

@@ -52,7 +52,7 @@ def process_group() -> Iterator[Ranks]:
     and exit code 2; SIGTERM, by which torchrun ends the other ranks, an exception.
     """
     _quiet_dependencies()
-    _keep_freed_memory()
+    keep_freed_memory()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -128,7 +128,7 @@ def _quiet_dependencies() -> None:
     warnings.filterwarnings("ignore", message=".*(ShardedTensor|is_fx_tracing).*")
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc keep large blocks that are freed, instead of giving them back to the system: a
     step needs them again, and faulting the pages in anew costs up to a third of it.
     """

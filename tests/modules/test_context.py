@@ -217,7 +217,7 @@ def test_context_leaves_the_auxiliary_task_alone(auxiliary: str) -> None:
         ({"pooling": "none", "search": "exact", "sharing": "shared"}, "goes with search='all'"),
         ({**WITHOUT_HISTORY, "short_window": 3}, "short_window=0, not 3"),
         ({"encoder": HistoryConfig(causal=True)}, "of pooling='self_attention'"),
-        ({"head": "tree"}, "head is one of mlp, crossing; got 'tree'"),
+        ({"head": "tree"}, "head is one of mlp, crossing, separation; got 'tree'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""``twofold sweep TABLE``: a table of trainings, rows times seeds."""
+"""``twofold sweep TABLE``: a table of trainings or of measured steps, rows times seeds."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,24 +11,33 @@ from trainer.commands.parsing import choose, parse, print_choices, wants_help
 from trainer.sweep.sweep import Order, Sweep
 from trainer.sweep.tables import TABLES
 
-USAGE = "twofold sweep TABLE --data STORE --out DIR [options] [-- flags of every training]"
+USAGE = "twofold sweep TABLE [--data STORE] --out DIR [options] [-- flags of every cell]"
 
-FLAGS = """What follows a -- goes to every training, before the row's own flags:
+SECTIONS = {
+    "training": """What follows a -- goes to every training, before the row's own flags:
     twofold sweep top-k --data stores/mine --out runs/top-k -- --history-length 800
 
     Done cells are skipped and half-done ones continued: the same command goes on with a sweep that
-    was stopped. Exit code 1 if a cell failed.
+    was stopped. Exit code 1 if a cell failed.""",
+    "step": """Cells measure a step, each in a process of its own: they train nothing and read no
+    store. What follows a -- goes to every measurement, before the row's own flags:
+    twofold sweep ids --out runs/ids -- --batch 512 --repeats 20; -- --help lists them.
 
+    Done cells are skipped: the same command goes on with a sweep that was stopped. Exit code 1 if
+    a cell failed.""",
+}
+"""Of ``--help``, by :attr:`trainer.sweep.rows.SweepTable.kind`."""
+ARGUMENTS = """
     Args:
         data: Event store made by twofold prepare.
         out: Folder of the sweep: cells, results.csv, table.csv, table.md, report.html.
-        seeds: Trainings of each row, with the seeds 1, 2, ...
+        seeds: Cells of each row, with the seeds 1, 2, ...
         jobs: Cells at once; each gets its share of the cores.
         processes: Ranks of each training.
         rows: Only rows whose labels match one of these shell patterns.
         list: Print the cells, their states and commands, and do nothing.
-        report: Write the results of the cells that are done, and train nothing.
-        replace: Train anew cells that were made with other settings or data.
+        report: Write the results of the cells that are done, and make no others.
+        replace: Make anew cells that were made with other settings or data.
         keep_checkpoints: Do not delete the checkpoints of a cell that is done.
 """
 
@@ -46,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     if wants_help(arguments):
         sentences = {name: table.sentence for name, table in TABLES.items()}
         more = "Options: twofold sweep dare-table --help. Its rows: --list."
-        print_choices("Runs a table of trainings, rows times seeds.", USAGE, sentences, more)
+        does = "Runs a table of trainings, or of steps to be measured, rows times seeds."
+        print_choices(does, USAGE, sentences, more)
         return 0
     name = choose("table", TABLES, arguments, USAGE)
     rest = list(arguments[1:])
@@ -70,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser(name: str, overrides: tuple[str, ...]) -> Callable[..., Asked]:
-    def parser(
+    def training(
         data: Path,
         out: Path,
         seeds: int = 5,
@@ -96,7 +106,30 @@ def _parser(name: str, overrides: tuple[str, ...]) -> Callable[..., Asked]:
         )
         return Asked(order, list, report)
 
+    def step(
+        out: Path,
+        seeds: int = 5,
+        jobs: int = 1,
+        rows: tuple[str, ...] = (),
+        list: tyro.conf.FlagCreatePairsOff[bool] = False,
+        report: tyro.conf.FlagCreatePairsOff[bool] = False,
+        replace: tyro.conf.FlagCreatePairsOff[bool] = False,
+    ) -> Asked:
+        order = Order(
+            table=name,
+            out=out,
+            seeds=seeds,
+            jobs=jobs,
+            rows=rows,
+            overrides=overrides,
+            replace=replace,
+        )
+        return Asked(order, list, report)
+
+    kind = TABLES[name].kind
+    parser = {"training": training, "step": step}[kind]
     parser.__doc__ = f"""{TABLES[name].sentence}
 
-    {FLAGS}"""
+    {SECTIONS[kind]}
+    {ARGUMENTS}"""
     return parser

@@ -1,7 +1,8 @@
-"""Cells: which trainings a table asks for, and how far each one is."""
+"""Cells: which jobs a table asks for, and how far each one is."""
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import fnmatch
 import functools
@@ -22,25 +23,26 @@ from trainer.experiment import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.provenance import commit
 from trainer.run_folder import read_config, resolved
-from trainer.sweep.tables import Row, SweepTable
+from trainer.sweep.rows import Row, SweepTable
 
 StateName = Literal["done", "running", "begun", "missing", "other"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row with one seed: a training in a folder of its own."""
+    """One row with one seed: a job in a folder of its own."""
 
     row: Row
     seed: int
     out: Path
     """Folder of the sweep."""
     flags: tuple[str, ...]
-    """All of ``twofold train``, seed included."""
+    """All of the job, seed included."""
     config: dict[str, Any]
     """What ``config.json`` must say of it."""
-    data: Path
-    fingerprint: str
+    data: Path | None
+    """The store, where the job reads one."""
+    fingerprint: str | None
     """Of the store."""
 
     @property
@@ -50,12 +52,12 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """Where it leaves ``config.json``, ``summary.json`` and more."""
         return self.out / "cells" / self.name
 
     @property
     def log(self) -> Path:
-        """What its processes print. Beside the run folder: ``train`` wants that one empty."""
+        """What its processes print. Beside its folder: ``train`` wants that one empty."""
         return self.out / "logs" / f"{self.name}.log"
 
     @property
@@ -68,14 +70,57 @@ class Cell:
         """Its resampled AUCs, see :mod:`trainer.sweep.compare`."""
         return self.out / "resamples" / f"{self.name}.json"
 
+    @staticmethod
+    def settings_of(row: Row, flags: Sequence[str]) -> Any:
+        """The frozen dataclass that the flags make, whose ``seed`` is the cell's.
+
+        Raises:
+            InputError: a value that it refuses.
+        """
+        raise NotImplementedError
+
+    def command(self, processes: int, how: str = "--resume") -> list[str]:
+        """Does the job; ``how`` is --resume or --replace, for what goes on where it stopped."""
+        raise NotImplementedError
+
+    def resolved(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The settings that a ``config.json`` tells of, as this version writes them."""
+        return config["config"]
+
+    def complete(self) -> bool:
+        """Is the job done? The summary is written at once, after all else."""
+        try:
+            json.loads((self.folder / "summary.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+class Training(Cell):
+    """A run of ``twofold train``."""
+
+    @staticmethod
+    def settings_of(row: Row, flags: Sequence[str]) -> Experiment:
+        """See :func:`experiment_of`."""
+        return experiment_of(row, flags)
+
     def command(self, processes: int, how: str = "--resume") -> list[str]:
         """Trains the cell; with ``--resume`` from its last checkpoint, if it has one."""
+        assert self.data is not None
         launcher = ["-m", "trainer.main"]
         if processes > 1:
             ranks = ["--standalone", "--nproc-per-node", str(processes)]
             launcher = ["-m", "torch.distributed.run", *ranks, *launcher]
         folders = ["--data", str(self.data.absolute()), "--out", str(self.folder.absolute())]
         return [sys.executable, *launcher, "train", self.row.experiment, *folders, *self.flags, how]
+
+    def resolved(self, config: dict[str, Any]) -> dict[str, Any]:
+        """See :func:`trainer.run_folder.resolved`."""
+        return resolved(config)
+
+    def complete(self) -> bool:
+        """Has the run been tested?"""
+        return super().complete() and (self.folder / "predictions-test.arrow").exists()
 
 
 class State(NamedTuple):
@@ -89,8 +134,9 @@ class State(NamedTuple):
 
 
 def plan_cells(
+    make: type[Cell],
     table: SweepTable,
-    data: Path,
+    data: Path | None,
     out: Path,
     seeds: int,
     overrides: Sequence[str] = (),
@@ -100,30 +146,38 @@ def plan_cells(
 
     Rows that ``patterns`` leave out are there if an earlier sweep has begun them.
 
+    Args:
+        make: what the table's cells are.
+
     Raises:
         InputError: no such store, or overrides that do not fit.
     """
-    fingerprint = EventStore.open(data).info.fingerprint
+    fingerprint = EventStore.open(data).info.fingerprint if data else None
     chosen = chosen_labels(table, patterns)
     _check_overrides([row for row in table.rows if row.label in chosen], overrides)
     plans = []
     for row in table.rows:
         if row.label in chosen or any((out / "cells").glob(f"{row.label}-seed*")):
             flags = (*table.flags, *overrides, *row.flags)
-            plans.append((row, flags, experiment_of(row, flags)))
+            plans.append((row, flags, make.settings_of(row, flags)))
     return [
-        Cell(
+        make(
             row=row,
             seed=seed,
             out=out,
             flags=(*flags, "--seed", str(seed)),
-            config=TypeAdapter(Experiment).dump_python(experiment.changed(seed=seed), mode="json"),
+            config=_dumped(dataclasses.replace(settings, seed=seed)),
             data=data,
             fingerprint=fingerprint,
         )
         for seed in range(1, seeds + 1)
-        for row, flags, experiment in plans
+        for row, flags, settings in plans
     ]
+
+
+def _dumped(settings: Any) -> dict[str, Any]:
+    """As JSON has it."""
+    return TypeAdapter(type(settings)).dump_python(settings, mode="json")
 
 
 def experiment_of(row: Row, flags: Sequence[str]) -> Experiment:
@@ -171,7 +225,7 @@ def state_of(cell: Cell) -> State:
         return State("running" if _in_use(folder) else "missing")
     try:
         config = read_config(folder)
-        there = {"experiment": config["experiment"], "config": resolved(config)}
+        there = {"experiment": config["experiment"], "config": cell.resolved(config)}
     except InputError as error:
         return State("other", (str(error),))
     wanted = {
@@ -185,21 +239,12 @@ def state_of(cell: Cell) -> State:
     now, notes = _commit(), ()
     if config.get("commit") != now:
         notes = (f"commit: {config.get('commit')} -> {now}",)
-    if _complete(folder):
+    if cell.complete():
         return State("done", notes=notes)
     return State("running" if _in_use(folder) else "begun", notes=notes)
 
 
 _commit = functools.cache(commit)
-
-
-def _complete(folder: Path) -> bool:
-    """Has the run been tested? The summary is written at once, after the predictions."""
-    try:
-        json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return (folder / "predictions-test.arrow").exists()
 
 
 def _in_use(folder: Path) -> bool:

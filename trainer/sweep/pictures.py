@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from trainer import formats
 from trainer.metrics import Interval
@@ -56,8 +56,14 @@ def dots(rows: Sequence[Dot], describe: str, *, signed: bool) -> Markup:
         return figures._svg(figure, describe)
 
 
-def lines(series: Sequence[Series], axis: str, describe: str) -> Markup:
-    """A metric over a numeric axis, one line per model, bands of one standard deviation."""
+def lines(
+    series: Sequence[Series], axis: str, describe: str, *, logarithmic: bool = False
+) -> Markup:
+    """A metric over a numeric axis, one line per model, bands of one standard deviation.
+
+    Args:
+        logarithmic: the metric's axis; the other one is where its ticks lie far apart.
+    """
     longest = max(len(run.name) for run in series)
     ticks = sorted({float(x) for run in series for x in run.x})
     with figures._figure(right=40 + 6 * min(longest, LABEL)) as (figure, axes):
@@ -72,8 +78,14 @@ def lines(series: Sequence[Series], axis: str, describe: str) -> Markup:
         axes.xaxis.set_major_locator(FixedLocator(_apart(ticks, log)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(figures._short_number))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        figures._number_ticks(axes.yaxis)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(figures._short_number))
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            figures._number_ticks(axes.yaxis)
         axes.set_xlabel(axis)
         axes.margins(x=0.03)
         labels = [figures._shorten(run.name, LABEL) for run in series]

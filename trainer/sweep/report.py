@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ from trainer.report.figures import COLORS, Series
 from trainer.report.sections import Panel
 from trainer.report.templates import environment
 from trainer.sweep import pictures
+from trainer.sweep.cells import Cell
 from trainer.sweep.jobs import write_text
 from trainer.sweep.page import PAGE
 from trainer.sweep.pictures import Dot
-from trainer.sweep.results import Record, RowResult
-from trainer.sweep.tables import SweepTable
+from trainer.sweep.results import Record, RowResult, summarize
+from trainer.sweep.rows import SweepTable
 
 HEADINGS = (
     "row", "seeds", "test AUC", "test GAUC", "test log loss", "reference", "AUC difference",
     "95 % by requests", "95 % by users", "sd over seeds", "val. AUC", "samples/s", "CPU s",
     "tables",
 )  # fmt: skip
+REPLICA_HEADING = "found in the copy"
+"""Only of tables with rows whose searches read a copy of the keys."""
 NOTES = (
     "Mean ± standard deviation over seeds. The difference is the mean over seeds of the paired "
     "difference of test AUC to the reference; its intervals resample whole requests, or whole "
@@ -40,35 +44,67 @@ NOTES = (
 )
 
 
+@dataclass(frozen=True)
+class Page:
+    """What a table's results say, for people and for programs."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """Texts below the headings; the first of each is the row's label."""
+    panels: Sequence[Panel]
+    notes: Sequence[str]
+    records: Sequence[Record]
+    """Lines of ``table.csv``."""
+
+
 def write_reports(
     out: Path,
     name: str,
     table: SweepTable,
-    results: Sequence[RowResult],
+    page: Page,
     records: Sequence[Record],
     failed: Sequence[str],
     command: Sequence[str],
 ) -> None:
     """Writes both files, each at once."""
     origin = provenance(records, command)
-    rows = [text_row(result) for result in results]
-    write_text(out / "table.md", _markdown(name, table, rows, failed, origin))
+    write_text(out / "table.md", _markdown(name, table, page, failed, origin))
+    there = {row[0] for row in page.rows}
     html = (
         environment()
         .from_string(PAGE)
         .render(
             name=name,
             table=table,
-            headings=HEADINGS,
-            rows=rows,
-            missing=[row.label for row in table.rows if row.label not in _labels(results)],
+            headings=page.headings,
+            rows=page.rows,
+            missing=[row.label for row in table.rows if row.label not in there],
             failed=failed,
-            panels=_panels(table, results),
-            notes=NOTES,
+            panels=page.panels,
+            notes=page.notes,
             origin=origin,
         )
     )
     write_text(out / "report.html", html)
+
+
+def training_page(table: SweepTable, done: Sequence[Cell], records: Mapping[str, Record]) -> Page:
+    """Of a table of trainings.
+
+    Args:
+        done: cells that are done.
+        records: of each by its name.
+    """
+    results = summarize(table, done, records)
+    rows = [text_row(result) for result in results]
+    headings: tuple[str, ...] = HEADINGS
+    if np.isfinite([result.mean("replica_recall") for result in results]).any():
+        headings += (REPLICA_HEADING,)
+        for row, result in zip(rows, results, strict=True):
+            row.append(formats.decimal(result.mean("replica_recall")))
+    return Page(
+        headings, rows, _panels(table, results), NOTES, [result.record() for result in results]
+    )
 
 
 def text_row(result: RowResult) -> list[str]:
@@ -113,10 +149,11 @@ def _signed_interval(bounds: tuple[float, float]) -> str:
 def provenance(records: Sequence[Record], command: Sequence[str]) -> Mapping[str, str]:
     """What is needed to get the table again."""
     commits = sorted({str(record["commit"]) for record in records})
+    stores = sorted({record["data_fingerprint"] for record in records} - {None})
     return {
         "Command": shlex.join(command),
         "Commit": ", ".join(commits),
-        "Data fingerprint": ", ".join(sorted({record["data_fingerprint"] for record in records})),
+        **({"Data fingerprint": ", ".join(stores)} if stores else {}),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "Hardware": hardware(),
     }
@@ -137,14 +174,14 @@ def hardware(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def _markdown(
     name: str,
     table: SweepTable,
-    rows: Sequence[Sequence[str]],
+    page: Page,
     failed: Sequence[str],
     origin: Mapping[str, str],
 ) -> str:
-    lines = [f"# {name}", "", table.sentence, ""]
-    lines += [_line(HEADINGS), _line("---" if i == 0 else "---:" for i in range(len(HEADINGS)))]
-    lines += [_line(row) for row in rows]
-    lines += ["", *(f"{note}\n" for note in NOTES)]
+    ruler = ["---", *["---:"] * (len(page.headings) - 1)]
+    lines = [f"# {name}", "", table.sentence, "", _line(page.headings), _line(ruler)]
+    lines += [_line(row) for row in page.rows]
+    lines += ["", *(f"{note}\n" for note in page.notes)]
     if failed:
         lines += [f"**Failed cells, left out: {', '.join(failed)}.**", ""]
     lines.append("; ".join(f"{key}: `{value}`" for key, value in origin.items()))
@@ -155,15 +192,11 @@ def _line(cells: Any) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _labels(results: Sequence[RowResult]) -> set[str]:
-    return {result.row.label for result in results}
-
-
 def _panels(table: SweepTable, results: Sequence[RowResult]) -> list[Panel]:
     known = [result for result in results if np.isfinite(result.values["test_auc"]).all()]
     if not known:
         return []
-    colors = _colors(table)
+    colors = colors_of(table)
     panels = []
     if any(result.row.x is not None for result in known):
         series = _series(known, colors)
@@ -200,7 +233,7 @@ def _panels(table: SweepTable, results: Sequence[RowResult]) -> list[Panel]:
     return panels
 
 
-def _colors(table: SweepTable) -> dict[str, int]:
+def colors_of(table: SweepTable) -> dict[str, int]:
     """Of each row: that of its line, where there are lines."""
     groups = list(dict.fromkeys(row.line for row in table.rows))
     return {row.label: groups.index(row.line) % COLORS for row in table.rows}

@@ -18,13 +18,14 @@ from trainer.run_folder import read_config
 from trainer.sweep.cells import Cell
 from trainer.sweep.compare import Comparison, Resampled, compare, resampled, standard_deviation
 from trainer.sweep.jobs import read_attempts, write_text
-from trainer.sweep.tables import Row, SweepTable
+from trainer.sweep.rows import Row, SweepTable
 
 Record = dict[str, Any]
 QUALITY = ("auc", "gauc", "logloss", "normalized_entropy", "calibration")
 MEANS = (
     *(f"{split}_{name}" for split in ("test", "val") for name in QUALITY),
     "samples_per_second", "train_seconds", "cpu_seconds", "peak_memory", "table_bytes",
+    "replica_recall",
 )  # fmt: skip
 """What is averaged over the seeds of a row."""
 
@@ -51,6 +52,7 @@ def cell_record(cell: Cell) -> Record:
         **{f"test_{name}": summary.get(name) for name in QUALITY},
         **{f"val_{name}": validation.get(name) for name in QUALITY},
         "best_step": summary.get("best_step"),
+        "replica_recall": validation.get("replica_recall"),
         "train_samples": summary.get("train_samples"),
         "train_seconds": summary.get("train_seconds"),
         "samples_per_second": summary.get("samples_per_second"),

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+KindName = Literal["training", "step"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model of a table, trained once for each seed."""
+    """One line of a table: a model, or a step, once for each seed."""
 
     label: str
     """Names its run folders: letters, digits, ``.``, ``_`` and ``-``."""
     experiment: str
-    """Key of :data:`trainer.experiments.EXPERIMENTS`."""
+    """Key of :data:`trainer.experiments.EXPERIMENTS`, or of :data:`trainer.steps.kinds.STEPS`."""
     flags: tuple[str, ...] = ()
-    """Of ``twofold train``; they come last."""
+    """Of ``twofold train``, or of the step; they come last."""
     reference: str | None = None
     """Label of the row that this one is compared with; None: the table's."""
     line: str = ""
     """Rows of one line are joined in the picture over a numeric axis."""
     x: float | None = None
     """Where on that axis."""
+    panel: str = ""
+    """Lines of one panel share a picture; only of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,9 @@ class SweepTable:
     """Label of the row that others are compared with."""
     rows: tuple[Row, ...]
     flags: tuple[str, ...] = ()
-    """Of ``twofold train``, for every row."""
+    """Of ``twofold train``, or of the step, for every row."""
+    kind: KindName = "training"
+    """What a cell does: it trains a model on a store, or measures a step (trainer/steps/)."""
 
     def reference_of(self, row: Row) -> Row | None:
         """The row that ``row`` is compared with; None for one that is compared with no other."""

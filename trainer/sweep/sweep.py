@@ -1,7 +1,7 @@
 """A sweep from its table to its report.
 
 DIR/sweep.json            table, overrides and store of the last call
-DIR/cells/<row>-seed<k>/  run folders, without checkpoints once they are done
+DIR/cells/<row>-seed<k>/  run folders, without checkpoints once they are done; or measurements
 DIR/logs/                 what each cell printed, and what each start of it cost
 DIR/resamples/            resampled AUCs of each cell
 DIR/results.csv           one line per cell
@@ -27,9 +27,11 @@ from trainer import formats
 from trainer.progress import Display
 from trainer.sweep.cells import Cell, State, chosen_labels, plan_cells, state_of
 from trainer.sweep.jobs import Attempt, run_cells, write_json
+from trainer.sweep.kinds import KINDS
 from trainer.sweep.report import write_reports
-from trainer.sweep.results import Record, cell_record, summarize, write_csv
-from trainer.sweep.tables import TABLES, SweepTable
+from trainer.sweep.results import Record, write_csv
+from trainer.sweep.rows import SweepTable
+from trainer.sweep.tables import TABLES
 
 LOG_LINES, TORCHRUN_LINES = 12, 45
 """Of a failed cell's log that are shown; torchrun's own words come after the reason."""
@@ -40,8 +42,9 @@ class Order:
     """What was asked for."""
 
     table: str
-    data: Path
     out: Path
+    data: Path | None = None
+    """Of tables of trainings."""
     seeds: int = 5
     jobs: int = 1
     processes: int = 1
@@ -72,9 +75,16 @@ class Sweep:
         """
         self.order, self.command = order, command
         self.table: SweepTable = TABLES[order.table]
+        self.kind = KINDS[self.table.kind]
         check_folder(order)
         self.cells = plan_cells(
-            self.table, order.data, order.out, order.seeds, order.overrides, order.rows
+            self.kind.cell,
+            self.table,
+            order.data,
+            order.out,
+            order.seeds,
+            order.overrides,
+            order.rows,
         )
         chosen = chosen_labels(self.table, order.rows)
         self.chosen = [cell for cell in self.cells if cell.row.label in chosen]
@@ -114,16 +124,16 @@ class Sweep:
         done = [cell for cell in self.cells if self.states[cell.name].name == "done"]
         for cell in done:
             if cell.name not in self._records:
-                self._records[cell.name] = cell_record(cell)
+                self._records[cell.name] = self.kind.record(cell)
         order = {row.label: index for index, row in enumerate(self.table.rows)}
         done.sort(key=lambda cell: (order[cell.row.label], cell.seed))
         records = [self._records[cell.name] for cell in done]
-        results = summarize(self.table, done, self._records)
+        page = self.kind.page(self.table, done, self._records)
         out = self.order.out
         write_csv(out / "results.csv", records)
-        write_csv(out / "table.csv", [result.record() for result in results])
+        write_csv(out / "table.csv", page.records)
         write_reports(
-            out, self.order.table, self.table, results, records, list(self.failed), self.command
+            out, self.order.table, self.table, page, records, list(self.failed), self.command
         )
 
     def _command(self, cell: Cell) -> list[str]:
@@ -135,7 +145,7 @@ class Sweep:
         states = {cell.name: self.states[cell.name] for cell in self.chosen}
         if running := [name for name, state in states.items() if state.name == "running"]:
             raise InputError(
-                f"{', '.join(running)} of {self.order.out} is being trained by another job. "
+                f"{', '.join(running)} of {self.order.out} is being made by another job. "
                 "Wait for it, or give another --out."
             )
         others = {name: state for name, state in states.items() if state.name == "other"}
@@ -144,7 +154,7 @@ class Sweep:
             raise InputError(
                 f"{len(others)} of {len(states)} cells in {self.order.out} were made otherwise; "
                 f"{name}: {_shown(state)}. Give the flags and data they were made with or another "
-                "--out, or train them anew with --replace."
+                "--out, or make them anew with --replace."
             )
 
     def _remember(self) -> None:
@@ -207,8 +217,7 @@ class Sweep:
         if not self.order.keep_checkpoints:
             drop_checkpoints(cell)
         self.write_results()
-        record = self._records[cell.name]
-        return f"test AUC {formats.decimal(record['test_auc'])}"
+        return self.kind.outcome(self._records[cell.name])
 
     def _end(self) -> int:
         """Lists what is not in the results though it is there, and what failed."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.sweep.crossing_tables import CROSSING_TABLES
+from trainer.sweep.replica_tables import REPLICA_TABLES
 from trainer.sweep.rows import Row, SweepTable
 from trainer.sweep.rows import flags_of as _flags
+from trainer.sweep.step_tables import STEP_TABLES
 
 MODELS = (
     "dare", "twin", "twin_without_tr", "twin_hard", "twin_projected", "twin_projected_event",
@@ -259,6 +261,8 @@ TABLES: dict[str, SweepTable] = {
         rows=_prior_parts(),
     ),
     **CROSSING_TABLES,
+    **REPLICA_TABLES,
+    **STEP_TABLES,
     "planted": SweepTable(
         sentence="Is the gain of tables apart there where the truth of a synthetic log wants it?",
         axis="model",

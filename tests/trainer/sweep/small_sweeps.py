@@ -1,9 +1,10 @@
-"""Sweeps of real trainings of a second: each cell is a fork that need not import torch."""
+"""Sweeps of real jobs of a second: each cell is a fork that need not import torch."""
 
 from __future__ import annotations
 
 import csv
 import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from tests.trainer.command_lines import TINY
 from trainer import cli
+from trainer.steps import __main__ as steps
 from trainer.sweep import jobs
 from trainer.sweep.tables import TABLES, Row, SweepTable
 
@@ -47,7 +49,7 @@ def patch(before: Callable[[list[str]], None] = lambda command: None) -> None:
     """Adds the table, and lets cells be forks. For a process that ends with the test.
 
     Args:
-        before: called in each cell with its command line, e.g. to break something there.
+        before: called in each training with its command line, e.g. to break something there.
     """
     TABLES["small"] = TABLE
 
@@ -66,9 +68,13 @@ def patch(before: Callable[[list[str]], None] = lambda command: None) -> None:
                     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
                 os.environ.update(environment)
                 torch.set_num_threads(1)
-                arguments = list(command[command.index("train") :])
-                before(arguments)
-                code = cli.run(arguments)
+                if "trainer.steps" in command:
+                    sys.argv = list(command[command.index("trainer.steps") :])
+                    code = steps.main()
+                else:
+                    arguments = list(command[command.index("train") :])
+                    before(arguments)
+                    code = cli.run(arguments)
             except BaseException:
                 traceback.print_exc()
             finally:

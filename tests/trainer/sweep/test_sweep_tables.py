@@ -1,4 +1,4 @@
-"""The tables: every row is a training that its experiment takes."""
+"""The tables: every row is a training that its experiment takes, or a step that can be measured."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from data.store import EventStore, Field
 from trainer.state import build_ranker
 from trainer.sweep.cells import experiment_of
 from trainer.sweep.crossing_tables import SIDES, SURROUNDINGS
+from trainer.sweep.kinds import KINDS
 from trainer.sweep.rows import flags_of as words_of
 from trainer.sweep.tables import TABLES, Row
 
-ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
+TRAININGS = {name: table for name, table in TABLES.items() if table.kind == "training"}
+ROWS = [(name, row) for name, table in TRAININGS.items() for row in table.rows]
+STEP_TABLES = [name for name, table in TABLES.items() if table.kind == "step"]
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=[f"{name}/{row.label}" for name, row in ROWS])
@@ -47,7 +50,7 @@ def flags_of(row: Row) -> dict[str, list[str]]:
     return flags
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", TRAININGS)
 def test_every_row_is_a_model(table: str, store: Path) -> None:
     """On an event store that knows what surrounds a request, without memory for its tables."""
     info = EventStore.open(store).info
@@ -61,6 +64,23 @@ def test_every_row_is_a_model(table: str, store: Path) -> None:
         assert ranker.config == experiment.model
         tables = " ".join(name for name, _ in ranker.named_modules())
         assert not any(f"_{name}" in tables for name in experiment.fields.without)
+
+
+@pytest.mark.parametrize("name", STEP_TABLES)
+def test_every_row_is_a_step_of_its_size(name: str) -> None:
+    for row in TABLES[name].rows:
+        step = KINDS["step"].cell.settings_of(row, row.flags)
+        for flag, (word,) in flags_of(row).items():
+            assert str(getattr(step, flag.removeprefix("--"))) == word
+        assert row.x == getattr(step, name)
+
+
+def test_steps_are_of_the_sizes_that_the_questions_name() -> None:
+    sizes = {name: {row.x for row in TABLES[name].rows} for name in STEP_TABLES}
+    assert sizes == {
+        "ids": {10_000, 30_000, 100_000, 300_000, 1_000_000},
+        "fields": {10, 20, 39, 80, 160},
+    }
 
 
 @pytest.mark.parametrize("name", TABLES)
