@@ -62,7 +62,7 @@ class GradientRecorder:
     of the mapped rows.
 
     Args:
-        tables: of a ranker; sharded or not.
+        tables: of a ranker made with ``sums_rows=False``; sharded or not.
         fields: of the ranker, in its order.
         field: whose rows are compared.
         steps: 0 watches nothing.

@@ -1,4 +1,5 @@
-"""Does the search find what a candidate is about, and how wide does attention spread?
+"""Does the search find what a candidate is about, how wide does attention spread, and what does a
+search in a copy of the keys miss?
 
 Shapes: S candidates, K chosen events; in a block B requests, L events, C candidates.
 """
@@ -16,6 +17,8 @@ from analysis.scores import chooses_events
 from data.batch import RankingBatch
 from modules.jagged import blocks
 from modules.ranker import LifelongRanker, RankerOutput
+from modules.search import Selection
+from modules.tables import Ids, Keys, pick_rows
 
 FIELDS = ("item", "category")
 
@@ -81,3 +84,54 @@ def _count_same(ids: Tensor, wanted: Tensor, batch: RankingBatch) -> Tensor:
         same_BCL = ids_BL[:, None] == padded[block.candidates][:, :, None]
         same[block.candidates] = same_BCL.sum(dim=2)
     return same[:-1]
+
+
+class ReplicaProbe:
+    r"""What the model's searches find in a copy of the keys, against the K events that the same
+    searches find by live ones: :math:`|found \cap live| / |live|`, a mean over the candidates with
+    a history.
+
+    Events of equal ids in all fields are the same to a search: which of them it takes is no matter.
+    While the probe is open, every forward pass of the model also searches by live keys.
+    """
+
+    def __init__(self, ranker: LifelongRanker, device: torch.device) -> None:
+        self._tables = ranker.tables
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        """Of the shares, and how many candidates they are of."""
+        self._hook = ranker.search.register_forward_hook(self._compare)
+
+    @torch.no_grad()
+    def _compare(self, search: Any, args: tuple[Any, ...], found: Selection) -> None:
+        histories, _, score, k = args
+
+        def live_rows() -> tuple[Keys, Tensor]:
+            keys, queries = self._tables.attend(histories.events, histories.candidates)
+            return (lambda rows: pick_rows(keys, rows)), queries
+
+        live = search.forward(histories, live_rows, score, k)
+        wanted = live.valid.sum(dim=1)
+        hits = _found_again(found, live, histories.events)
+        self._sums[0] += (hits / wanted.clamp(min=1)).sum()
+        self._sums[1] += (wanted > 0).sum()
+
+    def close(self) -> float | None:
+        """The mean over all ranks: collective. None where nobody has a history."""
+        self._hook.remove()
+        dist.all_reduce(self._sums)
+        total, count = self._sums.tolist()
+        return total / count if count else None
+
+
+def _found_again(found: Selection, live: Selection, events: Ids) -> Tensor:
+    """(S,) events of ``live`` that ``found`` has too, each as often as both have it."""
+    if not next(iter(events.values())).numel():
+        return torch.zeros(len(found.rows), dtype=torch.int64, device=found.rows.device)
+    of_found, of_live = (
+        torch.stack([pick_rows(ids, chosen.rows) for ids in events.values()], dim=-1)
+        for chosen in (found, live)
+    )
+    # the n-th of equal events is found again where live keys find n or more of them
+    nth = ((of_found[:, :, None] == of_found[:, None]).all(-1) & found.valid[:, None]).tril().sum(2)
+    equal = ((of_found[:, :, None] == of_live[:, None]).all(-1) & live.valid[:, None]).sum(2)
+    return ((nth <= equal) & found.valid).sum(dim=1)

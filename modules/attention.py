@@ -29,12 +29,7 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend_chosen(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    valid: Tensor,
-    log_weight: Tensor | None = None,
-    score: ScoreFunction = dot,
+    queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor, score: ScoreFunction = dot
 ) -> tuple[Tensor, Tensor]:
     """Target attention over each candidate's own few events.
 
@@ -43,17 +38,18 @@ def attend_chosen(
         keys: (S, K, A).
         values: (S, K, R).
         valid: (S, K) bool.
-        log_weight: (S, K) added to the scores.
         score: of queries and keys.
 
     Returns:
         (S, R) interests, zeros without history, and the (S, K) weights.
     """
-    scores_SK = score(queries[:, None], keys).squeeze(1)
-    if log_weight is not None:
-        scores_SK = scores_SK + log_weight.to(scores_SK.dtype)
-    weights_SK = masked_softmax(scores_SK, valid)
+    weights_SK = masked_softmax(score_chosen(queries, keys, score), valid)
     return (weights_SK[:, None] @ values).squeeze(1), weights_SK
+
+
+def score_chosen(queries: Tensor, keys: Tensor, score: ScoreFunction = dot) -> Tensor:
+    """(S, A) queries and each one's (S, K, A) keys -> (S, K)."""
+    return score(queries[:, None], keys).squeeze(1)
 
 
 def attend_all(

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from modules.attention import attend_all, attend_chosen, encode_all, mean_all
+from modules.attention import (
+    attend_all,
+    attend_chosen,
+    encode_all,
+    masked_softmax,
+    mean_all,
+    score_chosen,
+)
 from modules.clusters import cluster_histories
 from modules.context import NO_CONTEXT, ContextConfig, ContextFields, FirstOrder
 from modules.jagged import first_rows
@@ -29,7 +36,7 @@ from modules.random import uniform
 from modules.ranker_config import RankerConfig
 from modules.search import Histories, Selection, most_recent, sample_others
 from modules.search_units import SoftSearch, search_by_score
-from modules.tables import EventTables, FieldConfig, Rows, pick_rows
+from modules.tables import EventTables, FieldConfig, Ids, Rows, pick_rows
 
 
 class RankerOutput(NamedTuple):
@@ -80,14 +87,23 @@ class LifelongRanker(nn.Module):
         fields: tuple[FieldConfig, ...],
         device: torch.device | None = None,
         context: ContextConfig = NO_CONTEXT,
+        sums_rows: bool = True,
     ) -> None:
-        """``device`` is that of the tables: "meta" where they will be sharded."""
+        """``device`` is that of the tables: "meta" where they will be sharded. ``sums_rows`` lets
+        tables sum representation rows where they can; without it each row is handed out.
+        """
         super().__init__()
         self.config = config
         # semantic fields first: the score splits the width in two
         self.fields = tuple(sorted(fields, key=lambda f: not f.semantic))
         if self.fields:
-            self.tables = EventTables(self.fields, config.sharing, device, config.projection)
+            self.tables = EventTables(
+                self.fields,
+                config.sharing,
+                device,
+                config.projection,
+                sums_rows=sums_rows and config.searches_first,
+            )
         self.score = make_score(config, self.fields)
         self.search = make_search(config, self.fields, self.score)
         self.collisions = make_collisions(config, self.score)
@@ -164,7 +180,7 @@ class LifelongRanker(nn.Module):
             return self._attending_to_all(histories)
         if self.config.search == "clusters":
             return self._among_clusters(histories)
-        if self.training and self.config.auxiliary == "full" and not self._sees_found_alone():
+        if self.training and not self.config.searches_first:
             return self._with_gradient_to_all(histories)
         return self._searching_first(histories, draw)
 
@@ -191,10 +207,6 @@ class LifelongRanker(nn.Module):
     def reads_history(self) -> bool:
         """Whether events matter to it."""
         return self.config.pooling != "none"
-
-    def _sees_found_alone(self) -> bool:
-        """Whether the auxiliary, too, attends to what the search found."""
-        return self.config.search in ("category", "category_filled")
 
     def _without_history(self, histories: Histories) -> _Found:
         """The candidate alone; nothing at all where a log has no items."""
@@ -270,9 +282,7 @@ class LifelongRanker(nn.Module):
         short: list[Tensor],
     ) -> _Found:
         """Attention over the chosen of all rows."""
-        interest, weights = self._attend(
-            rows.queries, _take(rows.keys, chosen.rows), _take(rows.values, chosen.rows), chosen
-        )
+        interest, weights = self._attend(rows, chosen)
         return _Found(rows.targets, [interest, *short], pooled, weights, age)
 
     def _searching_first(self, histories: Histories, draw: Callable[[], Tensor]) -> _Found:
@@ -294,63 +304,52 @@ class LifelongRanker(nn.Module):
         if w:
             last = most_recent(histories.first_row, histories.length, w)
             wanted.append(last)
-        queries, keys, values, targets = self._look_up(_side_by_side(wanted), histories)
-        sizes = [part.rows.shape[1] for part in wanted]
-        keys_of, values_of = keys.split(sizes, dim=1), values.split(sizes, dim=1)
-        interest, weights = self._attend(queries, keys_of[0], values_of[0], chosen)
-        interests, pooled = [interest], interest
-        if w:
-            interests.append(self._attend(queries, keys_of[-1], values_of[-1], last)[0])
-        if with_others:
-            raised = [log_weight.new_zeros(chosen.rows.shape), log_weight.expand_as(others.rows)]
-            both = _side_by_side([chosen, others])
-            if w:
-                keys, values = keys[:, : k + m], values[:, : k + m]
-            pooled, _ = self._attend(queries, keys, values, both, torch.cat(raised, 1))
-        with_auxiliary = self.training and self.config.auxiliary != "none"
-        return _Found(
-            targets,
-            interests,
-            pooled if with_auxiliary else None,
-            weights,
-            histories.age_of(chosen),
+        attended = _side_by_side(wanted)
+        keys, queries, sums = self.tables.attended(
+            _events_of(attended, histories), histories.candidates
         )
+        scores = score_chosen(self.score.query(queries), self.score.key(keys), self.score)
+        weights = masked_softmax(scores[:, :k], chosen.valid)
+        parts = [(slice(k), weights)]
+        if w:
+            parts.append((slice(-w, None), masked_softmax(scores[:, -w:], last.valid)))
+        if with_others:
+            raised = torch.cat(
+                [scores[:, :k], scores[:, k : k + m] + log_weight.to(scores.dtype)], dim=1
+            )
+            both = slice(k + m)
+            parts.append((both, masked_softmax(raised, attended.valid[:, both])))
+        targets, interests = sums(parts)
+        pooled = None
+        if self.training and self.config.auxiliary != "none":
+            pooled = interests.pop() if with_others else interests[0]
+        return _Found(targets, interests, pooled, weights, histories.age_of(chosen))
 
     def _attend_all(self, rows: Rows, histories: Histories) -> Tensor:
         return attend_all(rows.queries, rows.keys, rows.values, histories.blocks, self.score)
-
-    def _attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        chosen: Selection,
-        log_weight: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return attend_chosen(queries, keys, values, chosen.valid, log_weight, self.score)
 
     def _short_interest(self, rows: Rows, histories: Histories) -> list[Tensor]:
         """Of the last events, from rows of the whole history; none without a short window."""
         if not self.config.short_window:
             return []
         last = most_recent(histories.first_row, histories.length, self.config.short_window)
-        keys, values = _take(rows.keys, last.rows), _take(rows.values, last.rows)
-        return [self._attend(rows.queries, keys, values, last)[0]]
+        return [self._attend(rows, last)[0]]
+
+    def _attend(self, rows: Rows, chosen: Selection) -> tuple[Tensor, Tensor]:
+        """To some of all events: (S, R) interests and (S, K) weights."""
+        keys, values = _take(rows.keys, chosen.rows), _take(rows.values, chosen.rows)
+        return attend_chosen(rows.queries, keys, values, chosen.valid, self.score)
 
     def _scored(self, rows: Rows) -> Rows:
         """Keys and queries as the score takes them."""
         return rows._replace(keys=self.score.key(rows.keys), queries=self.score.query(rows.queries))
 
-    def _look_up(
-        self, attended: Selection, histories: Histories
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(S, A) queries, each candidate's own (S, K, A) keys and (S, K, R) values, targets."""
-        # padding is id 0: with an event's ids, an optimizer with momentum would move its row
-        rows, valid = attended.rows.flatten(), attended.valid.flatten()
-        events = {name: _take(ids, rows) * valid for name, ids in histories.events.items()}
-        keys, queries, values, targets = self._scored(self.tables(events, histories.candidates))
-        shape = attended.rows.shape
-        return queries, keys.unflatten(0, shape), values.unflatten(0, shape), targets
+
+def _events_of(attended: Selection, histories: Histories) -> Ids:
+    """(S, K) ids; of padding 0: with an event's, an optimizer with momentum would move its row."""
+    return {
+        name: _take(ids, attended.rows) * attended.valid for name, ids in histories.events.items()
+    }
 
 
 def _nothing_chosen(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -374,5 +373,5 @@ def _take(values: Tensor, rows: Tensor) -> Tensor:
 
 def _rank_in_request(request_of: Tensor, candidate_counts: Tensor) -> Tensor:
     """(S,) 0, 1, ... within each request."""
-    first = first_rows(candidate_counts).to(request_of.device)
+    first = first_rows(candidate_counts).to(request_of.device, non_blocking=True)
     return torch.arange(len(request_of), device=request_of.device) - first[request_of]

@@ -7,6 +7,8 @@ L events, C candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -25,7 +27,8 @@ class Selection(NamedTuple):
     """(S, K) bool: False beyond the end of a short history."""
 
 
-class Histories(NamedTuple):
+@dataclass(frozen=True)
+class Histories:
     """A batch of requests as search and attention see it."""
 
     events: Ids
@@ -38,7 +41,6 @@ class Histories(NamedTuple):
     """(R,) events of each history, on the host."""
     counts: Tensor
     """(R,) candidates of each request, on the host."""
-    blocks: list[Block]
     first_row: Tensor
     """(S,) where each candidate's history begins."""
     length: Tensor
@@ -56,10 +58,14 @@ class Histories(NamedTuple):
             request_of,
             lengths,
             counts,
-            blocks=list(blocks(lengths, counts, device)),
-            first_row=first_rows(lengths).to(device)[request_of],
-            length=lengths.to(device)[request_of],
+            first_row=first_rows(lengths).to(device, non_blocking=True)[request_of],
+            length=lengths.to(device, non_blocking=True)[request_of],
         )
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Made where they are worked on: a search in one kernel needs none."""
+        return list(blocks(self.lengths, self.counts, self.request_of.device))
 
     def of_lengths(self, lengths: Tensor) -> Histories:
         """The same requests with histories of something else, ``lengths`` of them."""
@@ -73,7 +79,7 @@ class Histories(NamedTuple):
         """(N,) rank of each event from the end of its history."""
         total = int(self.lengths.sum())
         ends = self.lengths.cumsum(0).repeat_interleave(self.lengths, output_size=total)
-        return (ends - torch.arange(total)).to(self.request_of.device)
+        return (ends - torch.arange(total)).to(self.request_of.device, non_blocking=True)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +23,10 @@ Ids = dict[str, Tensor]
 
 Keys = Callable[[Tensor], Tensor]
 """(...) rows of the jagged history -> (..., A) attention rows of those events."""
+
+Sums = Callable[[list[tuple[slice, Tensor]]], tuple[Tensor, list[Tensor]]]
+"""Of some (S, K) events: which of the K, and (S, how many) weights of these, as often as wanted ->
+``targets``, and for each the (S, R) weighted sum of ``values``."""
 
 INIT_ROWS = 1 << 16
 """Rows initialised at a time: bounds the memory of the float64 draws."""
@@ -117,10 +122,16 @@ class EventTables(nn.Module):
         sharing: Sharing = "decoupled",
         device: torch.device | None = None,
         projection: Projection = "field",
+        sums_rows: bool = False,
     ) -> None:
-        """``device`` is that of the tables; the maps of ``projected`` are made on the host."""
+        """``device`` is that of the tables; the maps of ``projected`` are made on the host. With
+        ``sums_rows`` tables that represent alone do the sums of :meth:`attended` themselves.
+        """
         super().__init__()
         self.roles = COLLECTIONS[sharing]
+        self.sums_rows = sums_rows and not any(_serves_both(roles) for roles in self.roles.values())
+        """Whether representation rows are summed where they are: no (S, K, R) tensor comes to be,
+        and one row for K goes from rank to rank."""
         self.init_std: dict[str, float] = {}
         """Standard deviation of each table's rows at the start."""
         for name, roles in self.roles.items():
@@ -129,7 +140,8 @@ class EventTables(nn.Module):
                 width, std = _side(f, roles, sharing)
                 tables[f"{name}_{f.name}"] = (f.name, f.num_embeddings, width)
                 self.init_std[f"{name}_{f.name}"] = std
-            self.add_module(name, make_collection(tables, device))
+            weighted = self.sums_rows and not _attends(roles)
+            self.add_module(name, make_collection(tables, device, weighted))
         self.projections = Projections(fields, projection) if sharing == "projected" else None
         self.whole = nn.ModuleDict()
         """Collection -> WholeTables, for those that serve attention and lie whole here."""
@@ -144,20 +156,57 @@ class EventTables(nn.Module):
             looked_up, queries = self.attend(events, candidates)
             return (lambda rows: pick_rows(looked_up, rows)), queries
 
-        def keys(rows: Tensor) -> Tensor:
-            return self._read("keys", {name: pick_rows(ids, rows) for name, ids in events.items()})
+        keys = WholeKeys(self._whole("keys"), events)
+        queries = self._whole("queries")(candidates)
+        project = self.projections
+        if project is None:
+            return keys, queries
+        return (lambda rows: project("keys", keys(rows))), project("queries", queries)
 
-        return keys, self._read("queries", candidates)
-
-    def _read(self, role: Role, ids: Ids) -> Tensor:
-        collection = next(name for name, roles in self.roles.items() if role in roles)
-        rows = self.whole[collection](ids)
-        return rows if self.projections is None else self.projections(role, rows)
+    def _whole(self, role: Role) -> WholeTables:
+        return self.whole[next(name for name, roles in self.roles.items() if role in roles)]
 
     def attend(self, events: Ids, candidates: Ids) -> tuple[Tensor, Tensor]:
         """``keys, queries``: all that a search needs."""
         rows = self._rows(events, candidates, ATTENTION_ROLES)
         return rows["keys"], rows["queries"]
+
+    def attended(self, events: Ids, candidates: Ids) -> tuple[Tensor, Tensor, Sums]:
+        """(S, K, A) ``keys`` of (S, K) events, ``queries``, and how representations are summed."""
+        shape = next(iter(events.values())).shape
+        flat = {name: ids.flatten() for name, ids in events.items()}
+        if self.sums_rows:
+            keys, queries = self.attend(flat, candidates)
+            return (
+                keys.unflatten(0, shape),
+                queries,
+                partial(self._look_up_sums, events, candidates),
+            )
+        rows = self(flat, candidates)
+        values = rows.values.unflatten(0, shape)
+
+        def sums(parts: list[tuple[slice, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+            of_parts = [(weights[:, None] @ values[:, part]).squeeze(1) for part, weights in parts]
+            return rows.targets, of_parts
+
+        return rows.keys.unflatten(0, shape), rows.queries, sums
+
+    def _look_up_sums(
+        self, events: Ids, candidates: Ids, parts: list[tuple[slice, Tensor]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        of_events = [
+            ({name: ids[:, part] for name, ids in events.items()}, weights)
+            for part, weights in parts
+        ]
+        sums: list[Tensor] = []
+        for name, roles in self.roles.items():
+            asked = of_events if "values" in roles else []
+            if "targets" in roles:
+                asked = [*asked, _each_alone(candidates)]
+            if asked:
+                sums += look_up_sums(self.get_submodule(name), asked)
+        *of_parts, targets = sums  # values stand before targets in all COLLECTIONS
+        return targets, of_parts
 
     def represent(self, candidates: Ids) -> Tensor:
         """``targets``: all that a model needs which reads no history."""
@@ -183,13 +232,14 @@ class EventTables(nn.Module):
 class WholeTables(nn.Module):
     """Rows of tables that lie whole in the memory of this process, without gradient.
 
-    On CPUs it reads three times as many rows in a second as FBGEMM's pooled kernels do for bags of
-    one (docs/performance.md).
+    As bags of one, whose kernels fetch rows ahead: from tables larger than the cache they come
+    faster than by ``index_select``, and 8-bit rows faster still (docs/performance.md).
     """
 
-    def __init__(self, tables: dict[str, Tensor]) -> None:
-        """Field -> (num_embeddings, width). They are neither parameters nor buffers of this module:
-        another module owns them, or they are a copy.
+    def __init__(self, tables: dict[str, list[Tensor]]) -> None:
+        """Field -> the (num_embeddings, width) parts of its table, side by side. They are neither
+        parameters nor buffers of this module: another module owns them, or they are a copy. uint8
+        stands for FBGEMM's 8-bit rows, whose last 8 bytes are their scale and least value.
         """
         super().__init__()
         self.tables = tables
@@ -197,8 +247,33 @@ class WholeTables(nn.Module):
     @torch.no_grad()
     def forward(self, ids: Ids) -> Tensor:
         """(...) ids of each field -> (..., A) float32, fields side by side."""
-        parts = [pick_rows(table, ids[name]) for name, table in self.tables.items()]
-        return torch.cat(parts, dim=-1).float()
+        rows = [
+            self._read(part, ids[name]) for name, parts in self.tables.items() for part in parts
+        ]
+        return torch.cat(rows, dim=-1)
+
+    @staticmethod
+    def _read(table: Tensor, ids: Tensor) -> Tensor:
+        bags = ids.flatten()[:, None]
+        if table.dtype == torch.uint8:
+            rows = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(table, bags)
+        elif table.is_contiguous():
+            rows = nn.functional.embedding_bag(bags, table, mode="sum")
+        else:  # embedding_bag would begin by copying all of it
+            rows = table.index_select(0, ids.flatten())
+        return rows.float().unflatten(0, ids.shape)
+
+
+class WholeKeys:
+    """:data:`Keys` from whole tables: a search may ask for rows, or read the tables itself."""
+
+    def __init__(self, whole: WholeTables, events: Ids) -> None:
+        self.tables, self.events = whole.tables, events
+        self._whole = whole
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """See :data:`Keys`."""
+        return self._whole({name: pick_rows(ids, rows) for name, ids in self.events.items()})
 
 
 class Projections(nn.Module):
@@ -236,11 +311,21 @@ class Projections(nn.Module):
         return torch.cat([linear(part) for linear, part in zip(maps, parts, strict=True)], dim=-1)
 
 
+def _attends(roles: tuple[Role, ...]) -> bool:
+    return bool({*ATTENTION_ROLES} & {*roles})
+
+
+def _represents(roles: tuple[Role, ...]) -> bool:
+    return bool({"values", "targets"} & {*roles})
+
+
+def _serves_both(roles: tuple[Role, ...]) -> bool:
+    return _attends(roles) and _represents(roles)
+
+
 def _side(field: FieldConfig, roles: tuple[Role, ...], sharing: Sharing) -> tuple[int, float]:
     """Width and start of a field's table that serves ``roles``."""
-    attends = bool({"keys", "queries"} & {*roles})
-    represents = bool({"values", "targets"} & {*roles})
-    if attends and represents:
+    if _serves_both(roles):
         equal = ["init_std"] if sharing == "projected" else ["dim", "init_std"]  # maps set widths
         for what in equal:
             attention = getattr(field, f"attention_{what}")
@@ -251,7 +336,7 @@ def _side(field: FieldConfig, roles: tuple[Role, ...], sharing: Sharing) -> tupl
                     f"attention_{what} {attention} and representation_{what} {representation}. "
                     "Make them equal, or take sharing='decoupled'."
                 )
-    if represents:
+    if _represents(roles):
         return field.representation_dim, field.representation_init_std
     return field.attention_dim, field.attention_init_std
 
@@ -321,11 +406,14 @@ def init_stds(module: nn.Module) -> dict[str, float]:
 
 
 def make_collection(
-    tables: dict[str, tuple[str, int, int]], device: torch.device | None
+    tables: dict[str, tuple[str, int, int]], device: torch.device | None, weighted: bool = False
 ) -> EmbeddingBagCollection:
-    """Table -> (field, num_embeddings, width)."""
+    """Table -> (field, num_embeddings, width). ``weighted``: it sums rows, by :func:`look_up_sums`;
+    else it hands them out, by :func:`look_up`.
+    """
     return EmbeddingBagCollection(
         device=device,
+        is_weighted=weighted,
         tables=[
             EmbeddingBagConfig(
                 name=name, embedding_dim=width, num_embeddings=rows, feature_names=[field]
@@ -341,11 +429,64 @@ def look_up(bags: EmbeddingBagCollection, ids: Ids) -> Tensor:
     One bag of one per id: FBGEMM's pooled kernels update such bags an order of magnitude faster on
     CPUs than its sequence kernels, and the pooled row of one id is the row itself.
     """
-    keys = list(ids)
     values = torch.cat(list(ids.values()))
     # TorchRec knows no batch without bags: nothing is looked up as one empty bag
-    lengths = torch.ones_like(values) if len(values) else values.new_zeros(len(keys))
-    out = bags(KeyedJaggedTensor(keys=keys, values=values, lengths=lengths))
-    # a sharded collection may answer in another order
-    rows = out.values() if out.keys() == keys else torch.cat([out[key] for key in keys], dim=1)
+    lengths = torch.ones_like(values) if len(values) else values.new_zeros(len(ids))
+    rows = _rows_of_bags(
+        bags,
+        KeyedJaggedTensor(
+            [*ids],
+            values,
+            lengths=lengths,
+            length_per_key=[len(of_field) for of_field in ids.values()],  # else a device is asked
+        ),
+    )
     return rows if len(values) else rows[:0]
+
+
+def look_up_sums(bags: EmbeddingBagCollection, parts: list[tuple[Ids, Tensor]]) -> list[Tensor]:
+    """Weighted sums of rows, with gradients for rows and weights.
+
+    Args:
+        bags: a weighted collection.
+        parts: (n, k) ids per field, and the (n, k) weights of their rows; n may be another in each.
+
+    Returns:
+        (n, width) of each part, fields side by side.
+    """
+    names, device = [*parts[0][0]], parts[0][1].device
+    counts = [len(weights) for _, weights in parts]
+    values = [ids[name].flatten() for name in names for ids, _ in parts]
+    weights = torch.cat([weights.flatten() for _, weights in parts])
+    lengths = torch.cat(
+        [torch.full((len(weights),), weights.shape[1], device=device) for _, weights in parts]
+    )
+    if not sum(counts):
+        lengths = lengths.new_zeros(1)
+    rows = _rows_of_bags(
+        bags,
+        KeyedJaggedTensor(
+            names,
+            torch.cat(values),
+            # tables are float32 at least, whatever an autocast makes of the weights
+            weights.to(torch.promote_types(weights.dtype, torch.float32)).repeat(len(names)),
+            lengths.repeat(len(names)),
+            length_per_key=[len(weights)] * len(names),
+        ),
+    )
+    return [*rows[: sum(counts)].split(counts)]
+
+
+def _each_alone(ids: Ids) -> tuple[Ids, Tensor]:
+    """(n,) ids as n sums of one row."""
+    columns = {name: of_field[:, None] for name, of_field in ids.items()}
+    return columns, torch.ones_like(next(iter(columns.values())), dtype=torch.float32)
+
+
+def _rows_of_bags(bags: EmbeddingBagCollection, ids: KeyedJaggedTensor) -> Tensor:
+    """(stride, width), in the order of ``ids.keys()``."""
+    out = bags(ids)
+    # a sharded collection may answer in another order
+    if out.keys() == ids.keys():
+        return out.values()
+    return torch.cat([out[key] for key in ids.keys()], dim=1)  # noqa: SIM118

@@ -22,6 +22,7 @@ from modules.tables import init_stds, initialize_shard_
 from sharding.batch_norm import use_global_batch_norm
 from sharding.narrow import widths_within
 from sharding.plan import FusedBagSharder, PlanError
+from sharding.weighted_bags import WeightedBags
 
 _KINDS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -126,7 +127,14 @@ def _decay_rows(model: nn.Module, weight_decay: float) -> None:
     sgd and adagrad, and with adam it is another penalty (decoupled). So the gradient is changed on
     its way into the kernel, on the rank that holds the row. There all ranks' lookups have come
     together, and TorchRec has divided by their number: any plan and world size does the same.
+
+    Raises:
+        ValueError: a collection sums rows: what leaves it is no single row's.
     """
+    if any(isinstance(bags, WeightedBags) for _, bags in sharded_collections(model)):
+        raise ValueError(
+            "weight_decay goes with tables that sum no rows: LifelongRanker(sums_rows=False)."
+        )
 
     def regularize(kernel: nn.Module, args: tuple[KeyedJaggedTensor], rows: Tensor) -> None:
         if not rows.requires_grad:
@@ -200,7 +208,14 @@ def _pad_to_common_stride(
     missing = int(longest) - ids.stride()
     lengths = ids.lengths().view(len(ids.keys()), -1)
     padded = torch.cat([lengths, lengths.new_zeros(len(lengths), missing)], dim=1)
-    return (KeyedJaggedTensor(keys=ids.keys(), values=ids.values(), lengths=padded.flatten()),)
+    return (
+        KeyedJaggedTensor(
+            keys=ids.keys(),
+            values=ids.values(),
+            weights=ids.weights_or_none(),
+            lengths=padded.flatten(),
+        ),
+    )
 
 
 def _drop_padding(

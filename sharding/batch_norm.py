@@ -25,7 +25,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         # float64: sums of squares lose the variance of features far from zero in float32
         x64 = x.double()
-        sums = torch.cat([x64.sum(0), x64.square().sum(0), x64.new_tensor([len(x)])])
+        sums = torch.cat([x64.sum(0), x64.square().sum(0), x64.new_full((1,), len(x))])
         if dist.get_world_size() > 1:
             sums = _SumOverRanks.apply(sums)
         count = sums[-1]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 
+from sharding.weighted_bags import with_weights
+
 ROW_FLOATS = 4
 """TorchRec refuses tables whose width is no multiple of it, on CPUs too."""
 
@@ -31,6 +33,7 @@ class NarrowBags(nn.Module):
         }
         self.bags = EmbeddingBagCollection(
             device=bags.device,
+            is_weighted=bags.is_weighted(),
             tables=[
                 EmbeddingBagConfig(
                     name=table.name,
@@ -44,10 +47,21 @@ class NarrowBags(nn.Module):
 
     def forward(self, ids: KeyedJaggedTensor) -> KeyedTensor:
         """As the collection that it stands for."""
+        if (weights := ids.weights_or_none()) is not None and weights.requires_grad:
+            ids = with_weights(ids, self._counted_once(ids, weights))
         held = self.bags(ids)
         keys = held.keys()
         widths = [self._width_of_key[key] for key in keys]
         return KeyedTensor(keys, widths, _FirstCopies.apply(held.values(), widths))
+
+    def _counted_once(self, ids: KeyedJaggedTensor, weights: Tensor) -> Tensor:
+        """The weights, whose gradient will be the sum over all copies of a row."""
+        held = torch.tensor([copies(self._width_of_key[key]) for key in ids.keys()])  # noqa: SIM118
+        per_key = ids.lengths().view(len(held), -1).sum(1)
+        share = (1 / held).to(weights).repeat_interleave(per_key)
+        weights = weights.view_as(weights)
+        weights.register_hook(lambda gradient: gradient * share)
+        return weights
 
 
 def copies(width: int) -> int:

@@ -7,15 +7,25 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 from torchrec import EmbeddingBagCollection
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import (
+    EmbeddingBagCollectionSharder,
+    ShardedEmbeddingBagCollection,
+)
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ShardingPlan, ShardingType
+from torchrec.distributed.types import (
+    ParameterSharding,
+    ShardingEnv,
+    ShardingPlan,
+    ShardingType,
+)
 
 from sharding.narrow import ROW_FLOATS
+from sharding.weighted_bags import WeightedBags
 
 ShardingKind = Literal["table_wise", "row_wise", "column_wise"]
 
@@ -62,6 +72,25 @@ class FusedBagSharder(EmbeddingBagCollectionSharder):
             ShardingType.ROW_WISE.value,
             ShardingType.COLUMN_WISE.value,
         ]
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        """The sharded collection; weights of a weighted one get gradients."""
+        kind = WeightedBags if module.is_weighted() else ShardedEmbeddingBagCollection
+        return kind(
+            module=module,
+            table_name_to_parameter_sharding=params,
+            env=env,
+            fused_params=self.fused_params,
+            device=device,
+            module_fqn=module_fqn,
+        )
 
 
 def choose_plan(

@@ -13,68 +13,122 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ShardMetadata
 
 from modules.ranker import LifelongRanker
 from modules.tables import ATTENTION_ROLES, WholeTables
 from sharding.narrow import widths_within
 
+REPLICA_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
+"""What a copy may be held in, and how its memory is typed."""
+SCALE_BYTES = 8
+"""Of an 8-bit row of FBGEMM: its scale and its least value, float32 each."""
+QUANTISED_ROWS = 1 << 16
+"""Rows quantised at a time: bounds the memory of what is then copied."""
 
-class _Held(NamedTuple):
-    """What this rank holds of a table."""
 
-    parts: list[tuple[Tensor, int, int]]
-    """The weights, live, their first row, their first column."""
-    size: torch.Size
-    """Of the whole table, as it is held."""
-    width: int
-    """Columns that are a row; narrow ones are repeated behind it."""
+class _Shard(NamedTuple):
+    """A rank's part of a table."""
+
+    rank: int
+    """That holds it."""
+    row: int
+    column: int
+    rows: int
+    columns: int
+    """Without the repetitions of a narrow row."""
+    weight: Tensor | None
+    """Live, on that rank."""
+
+
+_Tables = dict[str, list[_Shard]]
+"""Field -> its table, from left to right."""
 
 
 class Replica(WholeTables):
-    """A copy of all rows on every rank, as old as its last refresh."""
+    r"""A copy of all rows on every rank, as old as its last refresh.
 
-    def __init__(self, held: dict[str, _Held], dtype: torch.dtype, device: torch.device) -> None:
-        """``held`` of each field's table."""
-        copies = {
-            name: torch.empty(table.size, dtype=dtype, device=device)
-            for name, table in held.items()
-        }
-        super().__init__({name: copies[name][:, : held[name].width] for name in held})
-        self._copies, self._held = copies, held
+    int8 is FBGEMM's row-wise quantisation, by the rank that holds the row: a byte for each number,
+
+    .. math:: \hat x = \min x + s \, q, \quad s = (\max x - \min x) / 255, \quad q \in 0 \dots 255
+
+    over the columns of one shard, so that no rank needs another's columns for a scale. Up to 8
+    columns, where that is no smaller, bfloat16 stands in.
+    """
+
+    def __init__(self, shards: _Tables, dtype: torch.dtype, device: torch.device) -> None:
+        tables: dict[str, list[Tensor]] = {}
+        self._places: list[tuple[_Shard, Tensor]] = []
+        for name, of_table in shards.items():
+            num_embeddings = max(shard.row + shard.rows for shard in of_table)
+            parts: dict[int, Tensor] = {}
+            for shard in of_table:
+                if shard.column not in parts:
+                    parts[shard.column] = _empty(num_embeddings, shard.columns, dtype, device)
+                place = parts[shard.column][shard.row : shard.row + shard.rows]
+                self._places.append((shard, place))
+            tables[name] = [*parts.values()]
+        super().__init__(tables)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Takes the rows as they are now. Collective."""
-        for name, copy in self._copies.items():
-            copy.zero_()
-            for part, row, column in self._held[name].parts:
-                copy[row : row + part.shape[0], column : column + part.shape[1]] = part
-            # each number is one rank's, and 0 with all others, whatever the plan
-            dist.all_reduce(copy)
+        """Takes the rows as they are now. Collective: every shard is sent once by its rank, in the
+        form and to the place that it has in the copy, so nothing is held twice.
+        """
+        under_way = []
+        for shard, place in self._places:  # in the same order on all ranks
+            if shard.weight is not None:
+                _fill(place, shard.weight)
+            if dist.get_world_size() > 1 and place.numel():
+                of_bytes = place.view(torch.uint8)  # not all backends send bfloat16
+                under_way.append(dist.broadcast(of_bytes, src=shard.rank, async_op=True))
+        for sending in under_way:
+            sending.wait()
+
+
+def _empty(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a copy."""
+    if dtype == torch.uint8 and columns <= SCALE_BYTES:
+        dtype = torch.bfloat16
+    width = columns + SCALE_BYTES if dtype == torch.uint8 else columns
+    return torch.empty(rows, width, dtype=dtype, device=device)
+
+
+def _fill(place: Tensor, weight: Tensor) -> None:
+    """Writes rows as ``place`` holds them."""
+    if place.dtype != torch.uint8:
+        place.copy_(weight)
+        return
+    for to, rows in zip(place.split(QUANTISED_ROWS), weight.split(QUANTISED_ROWS), strict=True):
+        to.copy_(torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(rows))
 
 
 def read_live_tables(ranker: LifelongRanker) -> None:
     """Lets searches read the tables themselves where they lie whole on this rank: in a world of
-    one, unless a plan cuts them by columns.
+    one.
     """
-    if dist.get_world_size() > 1 or any(len(t.parts) > 1 for t in _held(ranker).values()):
-        return
-    _install(
-        ranker,
-        lambda tables: WholeTables(
-            {name: held.parts[0][0][:, : held.width] for name, held in tables.items()}
-        ),
-    )
+    if dist.get_world_size() == 1:
+        _install(
+            ranker,
+            lambda shards: WholeTables(
+                {name: [s.weight for s in of_table] for name, of_table in shards.items()}
+            ),
+        )
 
 
-def read_replica(ranker: LifelongRanker, dtype: torch.dtype, device: torch.device) -> None:
+def read_replica(ranker: LifelongRanker, dtype: str, device: torch.device) -> None:
     """Lets searches read a copy of the attention tables, which :func:`refresh_replica` renews.
 
-    It takes 4 bytes a number (bfloat16: 2) of every attention table on every rank, and a refresh
-    sends about twice as many: it pays where the searches of the steps between two refreshes look
-    up more rows than the tables have.
+    Every rank holds all of it; a row 16 wide takes 64 bytes in float32, 32 in bfloat16, 24 in int8.
+    A refresh sends as much to every rank but the owner: it pays where the searches of the steps
+    between two refreshes look up more rows than the tables have.
+
+    Args:
+        ranker: with sharded tables.
+        dtype: one of :data:`REPLICA_DTYPES`.
+        device: of the copy.
     """
-    _install(ranker, lambda tables: Replica(tables, dtype, device))
+    _install(ranker, lambda shards: Replica(shards, REPLICA_DTYPES[dtype], device))
     refresh_replica(ranker)
 
 
@@ -85,22 +139,34 @@ def refresh_replica(model: nn.Module) -> None:
             module.refresh()
 
 
-def _install(ranker: LifelongRanker, make: Callable[[dict[str, _Held]], WholeTables]) -> None:
-    held = _held(ranker)
+def _install(ranker: LifelongRanker, make: Callable[[_Tables], WholeTables]) -> None:
+    shards = _shards(ranker)
     for collection, roles in ranker.tables.roles.items():
         if {*ATTENTION_ROLES} & {*roles}:
-            tables = {f.name: held[f"{collection}_{f.name}"] for f in ranker.fields}
+            tables = {f.name: shards[f"{collection}_{f.name}"] for f in ranker.fields}
             ranker.tables.whole[collection] = make(tables)
 
 
-def _held(ranker: LifelongRanker) -> dict[str, _Held]:
-    """Of each table of events and candidates."""
+def _shards(ranker: LifelongRanker) -> _Tables:
+    """By table, not field; the same on all ranks but for the weights."""
     narrow = widths_within(ranker.tables)
-    found: dict[str, _Held] = {}
+    found: _Tables = {}
     for bags in ranker.tables.modules():
         if isinstance(bags, ShardedEmbeddingBagCollection):
-            for key, weight in bags.state_dict().items():
+            for key, held in bags.state_dict().items():
                 table = key.split(".")[-2]
-                parts = [(s.tensor, *s.metadata.shard_offsets) for s in weight.local_shards()]
-                found[table] = _Held(parts, weight.size(), narrow.get(table, weight.size(1)))
+                width = narrow.get(table, held.size(1))
+                here = {tuple(s.metadata.shard_offsets): s.tensor for s in held.local_shards()}
+                shards = [
+                    _shard(shard, here.get(tuple(shard.shard_offsets)), width)
+                    for shard in held.metadata().shards_metadata
+                ]
+                found[table] = sorted(shards, key=lambda shard: (shard.column, shard.row))
     return found
+
+
+def _shard(of_plan: ShardMetadata, weight: Tensor | None, width: int) -> _Shard:
+    (row, column), (rows, columns) = of_plan.shard_offsets, of_plan.shard_sizes
+    columns = min(columns, width)  # a narrow row is never cut: only its repetitions are left out
+    weight = None if weight is None else weight[:, :columns]
+    return _Shard(of_plan.placement.rank(), row, column, rows, columns, weight)

@@ -14,6 +14,7 @@ from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
 from sharding.apply import TableOptimizer
 from sharding.plan import ShardingConfig
+from sharding.search_tables import REPLICA_DTYPES
 
 TEMPORAL_FIELDS = ("action", RECENCY, GAP)
 """How an event came; a candidate has id 0 there. All other fields are semantic."""
@@ -146,8 +147,9 @@ class Experiment:
     """Steps between two renewals of a copy of the attention tables on every rank, in which searches
     look up the history; nothing but what they find crosses the network then. 0: they read the
     tables themselves. Evaluation begins with a new copy."""
-    replica_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of that copy."""
+    replica_dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    """Of that copy. int8: a byte a number, and a scale and least value a row, 8 bytes together; of
+    rows up to 8 wide, where that saves nothing, bfloat16."""
     history_length: int = 800
     """Most recent events of each history that are kept."""
     time_gap: bool = False
@@ -211,6 +213,11 @@ class Experiment:
             raise ValueError(f"seed must be below 2**63, got {self.seed}.")
 
     def _check_replica(self) -> None:
+        if self.replica_dtype not in REPLICA_DTYPES:
+            raise ValueError(
+                f"replica_dtype must be one of {', '.join(REPLICA_DTYPES)}, got "
+                f"{self.replica_dtype!r}."
+            )
         model = self.model
         reads = model.pooling == "attention" and model.search in ("exact", "simhash", "soft")
         if self.replica_steps and not (reads and model.auxiliary != "full"):

@@ -112,7 +112,8 @@ def evaluate(
     """
     probability = np.asarray(predictions.probability, dtype=np.float64)
     label = np.asarray(predictions.label, dtype=np.float64)
-    ranking = Ranking(probability, label)
+    order = np.argsort(predictions.probability)  # of float32 faster than of float64
+    ranking = Ranking(probability, label, order=order)
     resampled = [ranking.auc(weight)[0] for weight in _resamples(predictions, by, bootstrap, seed)]
     logloss = log_loss(probability, label)
     positives, users = int(label.sum()), _distinct(predictions.user)
@@ -120,7 +121,7 @@ def evaluate(
     return Metrics(
         auc=float(ranking.auc()[0]),
         auc_interval=_interval(resampled),
-        gauc=grouped_auc(probability, label, predictions.user) if users > 1 else math.nan,
+        gauc=grouped_auc(probability, label, predictions.user, order) if users > 1 else math.nan,
         logloss=logloss,
         normalized_entropy=logloss / base_entropy if base_entropy else math.nan,
         calibration=float(probability.sum() / positives) if positives else math.nan,
@@ -215,14 +216,16 @@ def log_loss(probability: np.ndarray, label: np.ndarray, clip: float = CLIP) -> 
     return float(-np.log(np.clip(happened, clip, 1 - clip)).mean())
 
 
-def grouped_auc(probability: np.ndarray, label: np.ndarray, user: np.ndarray) -> float:
+def grouped_auc(
+    probability: np.ndarray, label: np.ndarray, user: np.ndarray, order: np.ndarray | None = None
+) -> float:
     """GAUC: AUC within each user, averaged over users with the number of candidates as weight.
 
     A user with clicks only or none cannot be ranked and is left out with all its candidates, as
     in the DIN paper's definition (https://arxiv.org/abs/1706.06978), whose weight is impressions.
-    NaN when no user is left.
+    NaN when no user is left. ``order`` as in :class:`Ranking`.
     """
-    ranking = Ranking(probability, label, user)
+    ranking = Ranking(probability, label, user, order)
     auc = ranking.auc()
     ranked = ~np.isnan(auc)
     if not ranked.any():
@@ -240,15 +243,20 @@ class Ranking:
     """
 
     def __init__(
-        self, probability: np.ndarray, label: np.ndarray, group: np.ndarray | None = None
+        self,
+        probability: np.ndarray,
+        label: np.ndarray,
+        group: np.ndarray | None = None,
+        order: np.ndarray | None = None,
     ) -> None:
-        """All (n,); without ``group`` all candidates are one group."""
-        order = np.argsort(probability)
+        """All (n,); without ``group`` all candidates are one group. ``order`` is that of
+        ``np.argsort(probability)``, where it is known already.
+        """
+        order = np.argsort(probability) if order is None else order
         new_group = np.arange(len(order)) == 0
         if group is not None:
             group = np.asarray(group)
-            # three times as fast as sorting by both at once
-            order = order[np.argsort(group[order], kind="stable")]
+            order = order[_stable_order(group[order])]
             new_group = _changes(group[order])
         tie = np.cumsum(new_group | _changes(np.asarray(probability)[order]), dtype=np.int32)
         number = np.cumsum(new_group, dtype=np.int32) - 1
@@ -282,6 +290,17 @@ class Ranking:
             return sums(self._group_of_positive, positive * beaten) / pairs
 
 
+def _stable_order(group: np.ndarray) -> np.ndarray:
+    """``np.argsort(group, kind="stable")`` of integers: (group, place) sorted as one number each.
+    NumPy sorts numbers much faster than it finds their order.
+    """
+    if group.min() < -(2**31) or group.max() >= 2**31:
+        group = np.unique(group, return_inverse=True)[1]
+    both = (group.astype(np.int64) << 32) + np.arange(len(group))
+    both.sort()
+    return both & (2**32 - 1)
+
+
 def _changes(values: np.ndarray) -> np.ndarray:
     """(n,) bool: whether a value differs from the one before; true for the first."""
     return np.concatenate(([True], values[1:] != values[:-1]))
@@ -303,6 +322,8 @@ def _resamples(predictions: Predictions, by: By, bootstrap: int, seed: int) -> I
     """
     if by not in ("request", "user"):
         raise ValueError(f"by must be request or user, got {by!r}.")
+    if not bootstrap:
+        return
     units, unit_of = np.unique(getattr(predictions, by), return_inverse=True)
     rng = np.random.default_rng(seed)
     for _ in range(bootstrap):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
 
-from analysis.probes import SearchProbe
+from analysis.probes import ReplicaProbe, SearchProbe
 from data.batch import RankingBatch
 from data.loader import RequestLoader
 from data.source import Split
@@ -32,7 +32,7 @@ from trainer.processes import Ranks, gather_rows
 from trainer.state import forward
 
 PROBE_REQUESTS = 500
-"""Requests of the look at an untrained search."""
+"""Requests of a look at an untrained search, or at a search in a copy of the keys."""
 
 
 class AttentionByRecency:
@@ -135,14 +135,43 @@ def probe_search(
 ) -> dict[str, Any]:
     """What the search finds on the first ``PROBE_REQUESTS`` requests of a split. Collective."""
     probe = SearchProbe(model.module, ranks.device)
+    refresh_replica(model)
+    for output, batch in _first_outputs(model, store, split, experiment, ranks):
+        probe.update(output, batch)
+    return probe.to_json()
+
+
+@torch.no_grad()
+def probe_replica(
+    model: DistributedModelParallel,
+    store: EventStore,
+    split: Split,
+    experiment: Experiment,
+    ranks: Ranks,
+) -> float | None:
+    """Of what live keys find on the same requests, the share that searches find in their copy, as
+    old as it is. Collective.
+    """
+    probe = ReplicaProbe(model.module, ranks.device)
+    for _ in _first_outputs(model, store, split, experiment, ranks):
+        pass
+    return probe.close()
+
+
+def _first_outputs(
+    model: DistributedModelParallel,
+    store: EventStore,
+    split: Split,
+    experiment: Experiment,
+    ranks: Ranks,
+) -> Iterator[tuple[RankerOutput, RankingBatch]]:
+    """Of the first ``PROBE_REQUESTS`` requests of a split, those of this rank."""
     batches = math.ceil(PROBE_REQUESTS / experiment.requests_per_batch)
     model.eval()
-    refresh_replica(model)
     for batch in itertools.islice(evaluation_loader(store, split, experiment, ranks), batches):
         batch = batch.to(ranks.device)
-        probe.update(forward(model, batch), batch)
+        yield forward(model, batch), batch
     model.train()
-    return probe.to_json()
 
 
 def _rows(output: RankerOutput, batch: RankingBatch) -> Tensor:

@@ -68,7 +68,9 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def build_ranker(experiment: Experiment, store: EventStore) -> LifelongRanker:
+def build_ranker(
+    experiment: Experiment, store: EventStore, *, world_size: int = 1
+) -> LifelongRanker:
     """The model of an experiment for the fields of a store; its tables hold no memory yet.
 
     Raises:
@@ -77,9 +79,25 @@ def build_ranker(experiment: Experiment, store: EventStore) -> LifelongRanker:
     torch.manual_seed(experiment.seed)
     try:
         events, context = fields_of(experiment, store)
-        return LifelongRanker(experiment.model, events, torch.device("meta"), context)
+        return LifelongRanker(
+            experiment.model,
+            events,
+            torch.device("meta"),
+            context,
+            sums_rows=_sums_rows(experiment, world_size),
+        )
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _sums_rows(experiment: Experiment, world_size: int) -> bool:
+    """Where rows cross between ranks; not where gradients of single rows are looked at.
+
+    One rank alone would gain no traffic by it, and FBGEMM's gradient of the weights costs as much
+    there as it saves (docs/performance.md).
+    """
+    rows_alone = experiment.tables.weight_decay or experiment.record_gradients
+    return world_size > 1 and not rows_alone
 
 
 def fields_of(
@@ -138,7 +156,7 @@ def plan_ranker(
 
 def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> TrainState:
     """A sharded model at its start, with its optimizers."""
-    ranker = build_ranker(experiment, store)
+    ranker = build_ranker(experiment, store, world_size=ranks.world_size)
     hold_narrow_tables(ranker)
     plan, described = plan_ranker(
         ranker,
@@ -152,12 +170,14 @@ def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> Trai
         ranker, plan, optimizer=experiment.tables, device=ranks.device, seed=experiment.seed
     )
     if ranker.reads_history and experiment.replica_steps:
-        read_replica(ranker, getattr(torch, experiment.replica_dtype), ranks.device)
+        read_replica(ranker, experiment.replica_dtype, ranks.device)
     elif ranker.reads_history:
         read_live_tables(ranker)
     dense = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(model.named_parameters())),
-        lambda parameters: torch.optim.Adam(parameters, lr=experiment.dense_learning_rate),
+        lambda parameters: torch.optim.Adam(
+            parameters, lr=experiment.dense_learning_rate, fused=True
+        ),
     )
     return TrainState(model, CombinedOptimizer([model.fused_optimizer, dense]), dense, described)
 
@@ -185,8 +205,7 @@ def train_step(
     Returns the terms of the loss: their mean over ranks is that of the global batch. The tables'
     fused optimizers act within the backward pass.
     """
-    # dropout's draws depend on the place in training alone, as all others do
-    torch.manual_seed((batch.seed + dist.get_rank()) % 2**63)
+    _seed_dropout((batch.seed + dist.get_rank()) % 2**63, batch.labels.device)
     losses = ranking_losses(
         forward(state.model, batch),
         batch.labels,
@@ -199,3 +218,14 @@ def train_step(
     losses.total().backward()
     state.dense.step()
     return Losses(*(term.detach() for term in losses))
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Its draws depend on the place in training alone, as all others do.
+
+    ``torch.manual_seed`` seeds every kind of device there might be, in 0.3 ms.
+    """
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

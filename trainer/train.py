@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainer.predict import (
     LookupCounter,
     evaluation_loader,
     predict,
+    probe_replica,
     probe_search,
 )
 from trainer.processes import Ranks, on_first_rank
@@ -52,6 +54,8 @@ class Trainer:
         self.folder = RunFolder(out)
         self.checkpoints = Checkpoints(out, ranks)
         self.position = Position()
+        self.renewed_at = 0
+        """Step after which the searches' copy of the keys was last renewed."""
         self.state: TrainState
         self._board: SummaryWriter | None = None  # rank 0 has one
         for split in ("val", "test"):
@@ -98,6 +102,7 @@ class Trainer:
     def _start(self, resume: bool, display: Display) -> None:
         if resume and self.checkpoints.exists("last"):
             self.position = self.checkpoints.load(self.state, "last")
+            self.renewed_at = self.position.step
             self.loader.load_state_dict(
                 {"epoch": self.position.epoch, "batch": self.position.batch}
             )
@@ -132,7 +137,7 @@ class Trainer:
                 batch = batch.to(self.ranks.device, non_blocking=True)
                 with meter.step():
                     if renewed_after and position.step % renewed_after == 0:
-                        refresh_replica(self.state.model)
+                        self._renew_replica()
                     losses = train_step(self.state, batch, experiment, self.ranks.world_size)
                 meter.add(losses, batch)
                 position.step += 1
@@ -184,7 +189,7 @@ class Trainer:
     def _validate(self, display: Display) -> None:
         """Evaluates on the validation split and saves a checkpoint."""
         position = self.position
-        refresh_replica(self.state.model)
+        of_replica = self._judge_replica()
         refresh_statistics(
             self.state.model,
             (
@@ -202,12 +207,30 @@ class Trainer:
         position.evaluations_since_best = 0 if better else position.evaluations_since_best + 1
         note = "  (best)" if better else self._reduce_learning_rates()
         record = {"kind": "eval", "split": "val", "step": position.step}
-        self._record({**record, **metrics.to_json(), **probe.to_json(), **self._scale()})
+        found = {**probe.to_json(), **of_replica}
+        self._record({**record, **metrics.to_json(), **found, **self._scale()})
         display.print(
             f"step {position.step:>6}  validation AUC {metrics.auc:.4f}  "
             f"log loss {metrics.logloss:.4f}{note}"
         )
         self.checkpoints.save(self.state, position, ("last", "best") if better else ("last",))
+
+    def _renew_replica(self) -> None:
+        refresh_replica(self.state.model)
+        self.renewed_at = self.position.step
+
+    def _judge_replica(self) -> dict[str, Any]:
+        """What searches miss in their copy of the keys, as old as it is and renewed, for a record.
+        Evaluation goes on with the new one.
+        """
+        if not self.experiment.replica_steps:
+            return {}
+        probe = partial(
+            probe_replica, self.state.model, self.store, "val", self.experiment, self.ranks
+        )
+        old = {"replica_age": self.position.step - self.renewed_at, "replica_recall": probe()}
+        self._renew_replica()
+        return old | {"replica_recall_renewed": probe()}
 
     def _reduce_learning_rates(self) -> str:
         """Where validation is on a plateau; says so."""

@@ -158,20 +158,26 @@ def with_float64_tables(ranker: LifelongRanker) -> LifelongRanker:
 
 
 class Float64Bags(nn.Module):
-    """An EmbeddingBagCollection for bags of one, in the precision of its tables."""
+    """An EmbeddingBagCollection, weighted or not, in the precision of its tables."""
 
     def __init__(self, bags: EmbeddingBagCollection) -> None:
         super().__init__()
         self.embedding_bags = bags.embedding_bags
         self.feature_of = {c.name: c.feature_names[0] for c in bags.embedding_bag_configs()}
+        self.weighted = bags.is_weighted()
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        rows = {
-            self.feature_of[name]: table.weight[features[self.feature_of[name]].values()]
-            for name, table in self.embedding_bags.items()
-        }
-        widths = [row.shape[1] for row in rows.values()]
-        return KeyedTensor(list(rows), widths, torch.cat(list(rows.values()), dim=1))
+        sums = {}
+        for name, table in self.embedding_bags.items():
+            ids = features[self.feature_of[name]]
+            rows = table.weight[ids.values()]
+            if self.weighted:
+                rows = rows * ids.weights()[:, None]
+            bag = torch.arange(features.stride()).repeat_interleave(ids.lengths())
+            zeros = rows.new_zeros(features.stride(), rows.shape[1])
+            sums[self.feature_of[name]] = zeros.index_add(0, bag, rows)
+        widths = [rows.shape[1] for rows in sums.values()]
+        return KeyedTensor(list(sums), widths, torch.cat(list(sums.values()), dim=1))
 
 
 def train_step(

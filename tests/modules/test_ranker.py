@@ -197,15 +197,21 @@ def test_draws_differ_by_seed_request_and_candidate() -> None:
 def test_padding_is_looked_up_as_unknown_not_as_an_event(auxiliary: str) -> None:
     # an optimizer with momentum moves every row that was looked up, whatever its gradient
     ranker, looked_up = make_ranker(make_config(auxiliary=auxiliary)), []
-    ranker.tables.register_forward_pre_hook(lambda _, arguments: looked_up.append(arguments[0]))
+    for name in ranker.tables.roles:
+        ranker.tables.get_submodule(name).register_forward_pre_hook(
+            lambda _, arguments: looked_up.append(arguments[0])
+        )
     # one event, seen by one candidate; two candidates without history
     requests = make_requests((1, 0))
     ranker(**pack(requests))
-    (ids,) = looked_up
+    *_, attention, representation = looked_up  # the search comes before
+    candidates = sum(len(request.candidates) for request in requests)
     for field in FIELDS:
-        event, *padding = sorted(ids[field.name].tolist(), reverse=True)
-        assert event == requests[0].events[0][field.name]
-        assert not any(padding)
+        event = requests[0].events[0][field.name]
+        for ids, times in ((attention, 1), (representation, 2 if auxiliary == "sampled" else 1)):
+            of_events = ids[field.name].values()[:-candidates].tolist()
+            assert {*of_events} == {0, event}
+            assert of_events.count(event) == times
 
 
 @auxiliaries

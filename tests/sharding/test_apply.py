@@ -70,7 +70,7 @@ def test_every_table_is_sharded_as_planned_and_fused(
         model, plan = sharded(world_size, kind, sharing)
         assert not any(isinstance(module, EmbeddingBagCollection) for module in model.modules())
         bags = [module for _, module in sharded_collections(model)]
-        assert {type(module) for module in bags} == {ShardedEmbeddingBagCollection}
+        assert all(isinstance(module, ShardedEmbeddingBagCollection) for module in bags)
         assert sum(len(module.module_sharding_plan) for module in bags) == len(plan)
         kernels = [k for m in bags for lookup in m._lookups for k in lookup._emb_modules]
         assert all(type(kernel) is BatchedFusedEmbeddingBag for kernel in kernels)

@@ -36,10 +36,10 @@ Rows = dict[str, np.ndarray]
 class TwoTables(nn.Module):
     """A table of items and one of shops."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, weighted: bool = False) -> None:
         super().__init__()
         tables = {name: (name.removeprefix("t_"), ROWS, WIDTH) for name in ("t_item", "t_shop")}
-        self.tables = make_collection(tables, torch.device("meta"))
+        self.tables = make_collection(tables, torch.device("meta"), weighted)
         self.init_std = dict.fromkeys(tables, 1.0)
         self.weight = nn.Parameter(torch.zeros(1))  # DistributedDataParallel wants one
 
@@ -47,8 +47,8 @@ class TwoTables(nn.Module):
         return look_up(self.tables, ids) + 0 * self.weight
 
 
-def build(world_size: int, kind: str, optimizer: TableOptimizer) -> Any:
-    model = TwoTables()
+def build(world_size: int, kind: str, optimizer: TableOptimizer, *, weighted: bool = False) -> Any:
+    model = TwoTables(weighted=weighted)
     plan = choose_plan(
         model,
         world_size=world_size,
@@ -181,3 +181,11 @@ def test_a_learning_rate_that_changes_changes_the_step_of_the_kernel(
 def test_a_negative_decay_is_refused() -> None:
     with pytest.raises(ValueError, match=r"weight_decay must be a number from 0 up, got -1"):
         TableOptimizer(weight_decay=-1)
+
+
+def test_tables_that_sum_rows_know_no_decay() -> None:
+    def refuse(rank: int, world_size: int) -> None:
+        with pytest.raises(ValueError, match="sums_rows=False"):
+            build(1, "table_wise", TableOptimizer(weight_decay=DECAY), weighted=True)
+
+    run_ranks(refuse, 1)

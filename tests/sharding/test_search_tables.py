@@ -15,6 +15,7 @@ from sharding.plan import ShardingConfig, choose_plan
 from sharding.search_tables import Replica, read_live_tables, read_replica, refresh_replica
 from tests.batches import collate, fields, random_requests
 from tests.ranks import run_ranks
+from trainer.experiment import Experiment
 
 CPU = torch.device("cpu")
 REQUESTS = 12
@@ -68,9 +69,9 @@ def test_a_copy_that_is_renewed_each_step_finds_what_a_lookup_finds(
 ) -> None:
     def compare(rank: int, world_size: int) -> None:
         looks_up, reads_copy, reads_live = (sharded(settings, world_size, kind) for _ in range(3))
-        read_replica(reads_copy.module, torch.float32, CPU)
+        read_replica(reads_copy.module, "float32", CPU)
         read_live_tables(reads_live.module)
-        assert bool(reads_live.module.tables.whole) == (kind == "table_wise")
+        assert bool(reads_live.module.tables.whole) == (world_size == 1)
         for step in range(3):
             refresh_replica(reads_copy)
             expected = outputs(looks_up, rank, world_size, step)
@@ -83,22 +84,84 @@ def test_a_copy_that_is_renewed_each_step_finds_what_a_lookup_finds(
     run_ranks(compare, world_size)
 
 
-@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise"])
-def test_a_copy_is_as_old_as_its_renewal_whatever_the_plan(kind: str) -> None:
+KINDS = ["table_wise", "row_wise", "column_wise"]
+
+
+def replica_of(model: Any) -> Replica:
+    (replica,) = (module for module in model.modules() if isinstance(module, Replica))
+    return replica
+
+
+def all_rows(model: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Each field's attention rows in the copy, and by TorchRec's lookup."""
+    replica = replica_of(model)
+    in_copy, live = [], []
+    for field in fields():
+        # a rank asks for a row too many where it has to ask for as many as the others
+        ids = {f.name: torch.arange(field.num_embeddings) % f.num_embeddings for f in fields()}
+        width = replica(ids).shape[1] // len(ids)
+        column = [f.name for f in fields()].index(field.name) * width
+        keys, _ = model.module.tables.attend(ids, {name: i[:1] for name, i in ids.items()})
+        for rows, found in ((replica(ids), in_copy), (keys.detach(), live)):
+            found.append(rows[:, column : column + width])
+    return in_copy, live
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])  # three tables: whole, the fourth rank has none
+def test_every_rank_has_all_rows_after_a_renewal(world_size: int, kind: str) -> None:
     def look(rank: int, world_size: int) -> list[float]:
-        model = sharded({"sharing": "decoupled"}, world_size, kind)
-        read_replica(model.module, torch.bfloat16, CPU)
-        (replica,) = (m for m in model.modules() if isinstance(m, Replica))
-        ids = {name: torch.arange(5) for name in replica.tables}
-        before = replica(ids)
-        live, _ = model.module.tables.attend(ids, ids)
-        torch.testing.assert_close(before, live.detach(), rtol=2**-8, atol=0)
+        model = sharded({"sharing": "decoupled", "width": 16}, world_size, kind)
+        read_replica(model.module, "float32", CPU)
+        before, _ = all_rows(model)
         for step in range(2):
             outputs(model, rank, world_size, step)
-        assert torch.equal(replica(ids), before)
+        for old, unchanged in zip(before, all_rows(model)[0], strict=True):
+            assert torch.equal(old, unchanged)
         refresh_replica(model)
-        assert not torch.equal(replica(ids), before)
-        return replica(ids).flatten().tolist()
+        for old, in_copy, live in zip(before, *all_rows(model), strict=True):
+            assert torch.equal(in_copy, live)
+            assert not torch.equal(in_copy, old)
+        return torch.cat(all_rows(model)[0]).flatten().tolist()
 
-    first, second = run_ranks(look, 2)
-    assert first == second
+    first, *others = run_ranks(look, world_size)
+    assert all(rows == first for rows in others)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_int8_is_within_half_a_step_of_the_live_rows(world_size: int, kind: str) -> None:
+    def look(rank: int, world_size: int) -> list[float]:
+        model = sharded({"sharing": "decoupled", "width": 64}, world_size, kind)
+        outputs(model, rank, world_size, 0)
+        read_replica(model.module, "int8", CPU)
+        for in_copy, live in zip(*all_rows(model), strict=True):
+            step = (live.max(1).values - live.min(1).values)[:, None] / 255
+            assert ((in_copy - live).abs() <= step / 2 + 1e-6).all()
+            assert not torch.equal(in_copy, live)
+        parts = [part for table in replica_of(model).tables.values() for part in table]
+        assert {part.dtype for part in parts} == {torch.uint8}
+        return [sum(part.shape[1] for part in parts) / len(parts)]
+
+    # a byte a number and 8 for each part of a row, which TorchRec cuts at 32 columns or more
+    assert run_ranks(look, world_size)[0][0] in (64 + 8, 32 + 8)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 16), ("int8", 2), ("int8", 8)])
+def test_bfloat16_is_held_where_it_is_asked_for_or_8_bits_save_nothing(
+    dtype: str, width: int
+) -> None:
+    def look(rank: int, world_size: int) -> None:
+        model = sharded({"sharing": "decoupled", "width": width}, world_size, "row_wise")
+        read_replica(model.module, dtype, CPU)
+        for in_copy, live in zip(*all_rows(model), strict=True):
+            assert torch.equal(in_copy, live.bfloat16().float())
+        for (part,) in replica_of(model).tables.values():
+            assert (part.dtype, part.shape[1]) == (torch.bfloat16, width)
+
+    run_ranks(look, 2)
+
+
+def test_a_copy_of_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of float32, bfloat16, int8, got 'float16'"):
+        Experiment(replica_steps=1, replica_dtype="float16")

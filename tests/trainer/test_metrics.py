@@ -93,6 +93,21 @@ def test_gauc_is_scikit_learns_auc_of_each_user_averaged() -> None:
     ) == pytest.approx(np.average(aucs, weights=weights))
 
 
+@pytest.mark.parametrize("widest", [5, 2**31 - 1, 2**31, 2**62])
+def test_gauc_does_not_depend_on_how_large_the_ids_of_users_are(widest: int) -> None:
+    rng = np.random.default_rng(3)
+    user, label = rng.integers(-3, 6, 400), rng.integers(0, 2, 400)
+    probability = rng.random(400).round(1)  # ties
+    named = np.where(user == 5, widest, user)
+    order = np.argsort(probability, kind="stable")
+    expected = grouped_auc(probability, label, user)
+    assert grouped_auc(probability, label, named) == expected
+    assert grouped_auc(probability, label, named, order) == expected
+    auc_of = [roc_auc_score(label[user == u], probability[user == u]) for u in range(-3, 6)]
+    sizes = [np.count_nonzero(user == u) for u in range(-3, 6)]
+    assert expected == pytest.approx(np.average(auc_of, weights=sizes), abs=1e-12)
+
+
 def test_weighted_auc_is_the_auc_of_the_repeated_candidates() -> None:
     predictions = draw(requests=60)
     times = np.random.default_rng(2).integers(0, 4, size=len(predictions.label))

@@ -76,6 +76,11 @@ def test_a_search_in_a_copy_goes_on_with_the_copy_of_its_checkpoint(
         train(store, cut, world_size, copying, before=stop_at(13, interrupt))
     train(store, cut, world_size, copying, resume=True)
     assert metrics_lines(cut) == metrics_lines(whole)
+    judged = [line for line in metrics_lines(whole) if "replica_recall" in line]
+    ages = {line["step"]: line["replica_age"] for line in judged}
+    assert ages == {5: 5, 10: 3, 15: 1, 16: 1}  # evaluations every 5 steps and at the end
+    for line in judged:
+        assert line["replica_recall"] < line["replica_recall_renewed"] == 1
     # a search in an old copy finds other events
     assert metrics_lines(whole) != metrics_lines(finished(world_size))
 

@@ -181,6 +181,14 @@ def training(runs: Sequence[Run]) -> list[Panel]:
         _curve(runs, "train", "auxiliary", "Auxiliary loss", "{:.4f}", _AUXILIARY_CAPTION),
         _curve(runs, "eval", "auc", "Validation AUC", "{:.4f}", _VALIDATION_CAPTION),
         _curve(
+            runs,
+            "eval",
+            "replica_recall",
+            "Found in the copy of the keys",
+            "{:.4f}",
+            _REPLICA_CAPTION,
+        ),
+        _curve(
             runs, "train", "samples_per_second", "Samples per second", "{:,.0f}", _SPEED_CAPTION
         ),
     ]
@@ -194,6 +202,11 @@ _LOSS_CAPTION = (
 _AUXILIARY_CAPTION = (
     "The extra loss that trains the attention tables directly. Its scale differs from the training "
     "loss; only its direction matters."
+)
+_REPLICA_CAPTION = (
+    "With --replica-steps, on the first few hundred validation requests: of the K events that live "
+    "keys find, the share that searches find in the copy as training left it, before evaluation "
+    "renews it. How old it was is replica_age of metrics.jsonl, in steps."
 )
 _VALIDATION_CAPTION = (
     "AUC on the validation requests, with its 95 % interval where it was computed. The checkpoint "
