@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from modules.attention import sum_all
 from modules.jagged import Block
+from modules.kernels.choice import fused_search, searches_fused
 from modules.random import hyperplanes
 from modules.score import MLPScore, Score, dot
 from modules.search import Histories, Selection, most_recent, top_k
@@ -45,9 +46,10 @@ class ExactSearch(nn.Module):
     ) -> Selection:
         """See :class:`Search`."""
         keys, queries = attend()
-        return search_by_score(
-            score.query(queries), lambda rows: score.key(keys(rows)), score, histories, k
-        )
+        queries = score.query(queries)
+        if searches_fused(keys, score, k):
+            return fused_search(keys, queries, score, histories, k)
+        return search_by_score(queries, lambda rows: score.key(keys(rows)), score, histories, k)
 
 
 class RecentSearch(nn.Module):
