@@ -40,6 +40,7 @@ VARIANTS = (
     "full x2",
     "sampled x2",
     "none x2",
+    "sampled replica x2",
     "none replica x2",
 )
 """x2: two ranks of one thread each; all else one process."""
