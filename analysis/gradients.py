@@ -71,6 +71,11 @@ class GradientRecorder:
     def __init__(
         self, tables: nn.Module, fields: Sequence[FieldConfig], field: str, steps: int
     ) -> None:
+        if steps and tables.sums_rows:
+            raise ValueError(
+                "Gradients of single rows are watched where tables hand rows out: "
+                "LifelongRanker(sums_rows=False)."
+            )
         self.field, self.steps = field, steps
         names = [f.name for f in fields]
         place = names.index(field)

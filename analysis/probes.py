@@ -127,11 +127,12 @@ def _found_again(found: Selection, live: Selection, events: Ids) -> Tensor:
     """(S,) events of ``live`` that ``found`` has too, each as often as both have it."""
     if not next(iter(events.values())).numel():
         return torch.zeros(len(found.rows), dtype=torch.int64, device=found.rows.device)
-    of_found, of_live = (
-        torch.stack([pick_rows(ids, chosen.rows) for ids in events.values()], dim=-1)
-        for chosen in (found, live)
-    )
+    rows = torch.cat([found.rows, live.rows], dim=1)
+    ids = torch.stack([pick_rows(of_field, rows.flatten()) for of_field in events.values()], dim=1)
+    # equal events by one number: comparing K by K of each field would take F times the memory
+    numbers = ids.unique(dim=0, return_inverse=True)[1].view(rows.shape)
+    of_found, of_live = numbers.split([found.rows.shape[1], live.rows.shape[1]], dim=1)
     # the n-th of equal events is found again where live keys find n or more of them
-    nth = ((of_found[:, :, None] == of_found[:, None]).all(-1) & found.valid[:, None]).tril().sum(2)
-    equal = ((of_found[:, :, None] == of_live[:, None]).all(-1) & live.valid[:, None]).sum(2)
+    nth = ((of_found[:, :, None] == of_found[:, None]) & found.valid[:, None]).tril().sum(2)
+    equal = ((of_found[:, :, None] == of_live[:, None]) & live.valid[:, None]).sum(2)
     return ((nth <= equal) & found.valid).sum(dim=1)

@@ -87,10 +87,10 @@ class LifelongRanker(nn.Module):
         fields: tuple[FieldConfig, ...],
         device: torch.device | None = None,
         context: ContextConfig = NO_CONTEXT,
-        sums_rows: bool = True,
+        sums_rows: bool = False,
     ) -> None:
-        """``device`` is that of the tables: "meta" where they will be sharded. ``sums_rows`` lets
-        tables sum representation rows where they can; without it each row is handed out.
+        """``device`` is that of the tables: "meta" where they will be sharded. With
+        ``sums_rows`` tables sum representation rows where they can, instead of handing them out.
         """
         super().__init__()
         self.config = config

@@ -243,10 +243,18 @@ class WholeTables(nn.Module):
         """
         super().__init__()
         self.tables = tables
+        self.rows_read = dict.fromkeys(tables, 0)
+        """Of each field's table, until now."""
+
+    def count(self, ids: Ids) -> None:
+        """Adds to ``rows_read``."""
+        for name in self.tables:
+            self.rows_read[name] += ids[name].numel()
 
     @torch.no_grad()
     def forward(self, ids: Ids) -> Tensor:
         """(...) ids of each field -> (..., A) float32, fields side by side."""
+        self.count(ids)
         rows = [
             self._read(part, ids[name]) for name, parts in self.tables.items() for part in parts
         ]
@@ -256,6 +264,8 @@ class WholeTables(nn.Module):
     def _read(table: Tensor, ids: Tensor) -> Tensor:
         bags = ids.flatten()[:, None]
         if table.dtype == torch.uint8:
+            if not len(bags):  # its CUDA kernel launches nothing for nothing, which is an error
+                return torch.zeros(*ids.shape, table.shape[1] - 8, device=ids.device)
             rows = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(table, bags)
         elif table.is_contiguous():
             rows = nn.functional.embedding_bag(bags, table, mode="sum")
@@ -270,6 +280,10 @@ class WholeKeys:
     def __init__(self, whole: WholeTables, events: Ids) -> None:
         self.tables, self.events = whole.tables, events
         self._whole = whole
+
+    def count_all(self) -> None:
+        """For who reads all events from the tables themselves."""
+        self._whole.count(self.events)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See :data:`Keys`."""

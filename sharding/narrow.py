@@ -56,9 +56,10 @@ class NarrowBags(nn.Module):
 
     def _counted_once(self, ids: KeyedJaggedTensor, weights: Tensor) -> Tensor:
         """The weights, whose gradient will be the sum over all copies of a row."""
-        held = torch.tensor([copies(self._width_of_key[key]) for key in ids.keys()])  # noqa: SIM118
-        per_key = ids.lengths().view(len(held), -1).sum(1)
-        share = (1 / held).to(weights).repeat_interleave(per_key)
+        lengths = zip(ids.keys(), ids.length_per_key(), strict=True)
+        share = torch.cat(
+            [weights.new_full((n,), 1 / copies(self._width_of_key[key])) for key, n in lengths]
+        )
         weights = weights.view_as(weights)
         weights.register_hook(lambda gradient: gradient * share)
         return weights

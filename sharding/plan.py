@@ -174,7 +174,8 @@ def _preferences(config: ShardingConfig, sizes: dict[str, int]) -> list[Sharding
     two, four ... whole; then what ``config`` allows. ``sizes``: of each table.
 
     TorchRec's estimates know bags of many ids, which row-wise sharding pools before it sends them.
-    Ours are bags of one: every rank would send a row, most of them zeros, for each id of all ranks.
+    Those of attention are bags of one: every rank would send a row, most of them zeros, for each
+    id of all ranks.
     """
     if "table_wise" not in config.kinds:
         return [config]

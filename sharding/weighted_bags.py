@@ -7,7 +7,7 @@ autograd: the gradient that FBGEMM finds for them there ends there. Here it goes
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,12 +32,19 @@ class _Journey:
     places: Tensor
     """(sent,) which of them was sent; column-wise sends each to several owners."""
     exchange: KJTAllToAllSplitsAwaitable | None = None
-    """Knows, once it was waited for, how many went where."""
+    """Under way; None once it has arrived: it holds on to all that was sent."""
+    sent: list[int] = field(default_factory=list)
+    """Weights that went to each rank."""
+    received: list[int] = field(default_factory=list)
+    """Weights that came from each."""
+    bags: list[int] = field(default_factory=list)
+    """They came in so many."""
 
-    def splits(self) -> tuple[list[int], list[int], list[int]]:
-        """How many weights went to each rank, how many came from each, and in how many bags."""
-        sent, received = self.exchange._input_splits[-1], self.exchange._output_splits[-1]
-        return sent, received, self.exchange._stride_per_rank
+    def arrive(self) -> None:
+        """Notes what the exchange knows, once it was waited for."""
+        self.sent, self.received = self.exchange._input_splits[-1], self.exchange._output_splits[-1]
+        self.bags = self.exchange._stride_per_rank
+        self.exchange = None
 
 
 class WeightedBags(ShardedEmbeddingBagCollection):
@@ -64,28 +71,31 @@ class WeightedBags(ShardedEmbeddingBagCollection):
         self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor
     ) -> Awaitable[Awaitable[KJTList]]:
         """Sends ids and weights to the owners of their rows."""
-        self._journeys: list[_Journey] = []
-        self._weights = features.weights()
+        self._weights, ctx.journeys = features.weights(), []
+        self._departing = ctx.journeys  # a pipeline may send a batch before it computes the last
         places = torch.arange(len(self._weights), dtype=torch.int32, device=features.device())
-        return super().input_dist(ctx, with_weights(features, places.view(torch.float32)))
+        sent = super().input_dist(ctx, with_weights(features, places.view(torch.float32)))
+        del self._weights, self._departing
+        return sent
 
     def _depart(
         self, module: nn.Module, args: tuple[KeyedJaggedTensor]
     ) -> tuple[KeyedJaggedTensor]:
         (ids,) = args
         places = ids.weights().view(torch.int32)
-        self._journeys.append(_Journey(self._weights, places))
+        self._departing.append(_Journey(self._weights, places))
         return (with_weights(ids, self._weights.detach().index_select(0, places)),)
 
     def _note_exchange(self, module: nn.Module, args: Any, out: KJTAllToAllSplitsAwaitable) -> None:
-        self._journeys[-1].exchange = out
+        self._departing[-1].exchange = out
 
     def compute_and_output_dist(self, ctx: EmbeddingBagCollectionContext, input: KJTList) -> Any:
         """Sums rows and sends the sums to who asked for them."""
-        journeys, self._journeys, self._weights = self._journeys, [], None  # of this batch alone
+        for journey in ctx.journeys:
+            journey.arrive()
         arrived = [
             with_weights(ids, _Arrived.apply(journey.weights, ids.weights(), journey, ids))
-            for ids, journey in zip(input, journeys, strict=True)
+            for ids, journey in zip(input, ctx.journeys, strict=True)
         ]
         return super().compute_and_output_dist(ctx, KJTList(arrived))
 
@@ -103,11 +113,10 @@ class _Arrived(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         journey = ctx.journey
-        sent, received, bags = journey.splits()
-        if len(sent) > 1:
-            by_origin = _by_origin(gradient, ctx.offsets, ctx.features, bags)
-            gradient = by_origin.new_empty(sum(sent))
-            dist.all_to_all_single(gradient, by_origin, sent, received)
+        if len(journey.sent) > 1:
+            by_origin = _by_origin(gradient, ctx.offsets, ctx.features, journey.bags)
+            gradient = by_origin.new_empty(len(journey.places))
+            dist.all_to_all_single(gradient, by_origin, journey.sent, journey.received)
         zeros = torch.zeros_like(journey.weights)
         return zeros.index_add_(0, journey.places, gradient), None, None, None
 

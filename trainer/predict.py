@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from data.loader import RequestLoader
 from data.source import Split
 from data.store import EventStore
 from modules.ranker import LifelongRanker, RankerOutput
-from modules.tables import Ids
 from sharding.apply import sharded_collections
 from sharding.search_tables import refresh_replica
 from trainer.experiment import Experiment
@@ -194,11 +192,8 @@ class LookupCounter:
             bags.register_forward_pre_hook(self._count, prepend=True)
             for _, bags in sharded_collections(ranker)
         ]
-        if ranker.reads_history:
-            self._hooks += [
-                tables.register_forward_pre_hook(partial(self._count_read, collection))
-                for collection, tables in ranker.tables.whole.items()
-            ]
+        self._whole = ranker.tables.whole if ranker.reads_history else {}
+        self._add_read(-1)
 
     def _count(self, bags: Any, args: tuple[Any]) -> None:
         (ids,) = args
@@ -206,12 +201,15 @@ class LookupCounter:
             counts = self._counts.setdefault(table, [0, 0])
             counts[torch.is_grad_enabled()] += ids.values().numel() // len(ids.keys())
 
-    def _count_read(self, collection: str, tables: nn.Module, args: tuple[Ids]) -> None:
-        for name, ids in args[0].items():
-            self._counts.setdefault(f"{collection}_{name}", [0, 0])[0] += ids.numel()
+    def _add_read(self, sign: int) -> None:
+        """All that was read of whole tables until now, past the sharded collections."""
+        for collection, tables in self._whole.items():
+            for name, rows in tables.rows_read.items():
+                self._counts.setdefault(f"{collection}_{name}", [0, 0])[0] += sign * rows
 
     def close(self, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
         """Stops counting; rows of each table per step, all ranks together. Collective."""
+        self._add_read(1)
         for hook in self._hooks:
             hook.remove()
         totals = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=device)

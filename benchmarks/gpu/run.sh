@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Tests and benchmark of the GPU in one call, within ten minutes:
 #
-#     bash benchmarks/gpu/run.sh [KIT/enter.sh]
+#     PYTHON=.venv/bin/python bash benchmarks/gpu/run.sh [FILE]
 #
-# KIT/enter.sh is sourced where it is given: it puts FBGEMM and TorchRec on a machine that has torch
-# and no network. Results are left in $OUT (default: ./gpu-results): tests.txt, benchmark.md,
+# FILE is sourced where it is given: it may bring packages to a machine without make. Results are left in $OUT (default: ./gpu-results): tests.txt, benchmark.md,
 # errors.txt. Further arguments go to the benchmark (--rehearse).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -95,7 +95,7 @@ class Step:
         else:
             read_live_tables(self.ranker)
         dense = dict(in_backward_optimizer_filter(self.model.named_parameters()))
-        self.adam = torch.optim.Adam(dense.values(), lr=learning_rate)
+        self.adam = torch.optim.Adam(dense.values(), lr=learning_rate, fused=True)
 
     def train(self, batch: dict[str, Any], labels: Tensor) -> Tensor:
         """Forward, backward, update; the loss."""

@@ -53,6 +53,7 @@ def fused_search(
     """
     from modules.kernels.top_k_search import Column, search_columns
 
+    keys.count_all()
     columns = [
         Column(part, keys.events[name]) for name, parts in keys.tables.items() for part in parts
     ]

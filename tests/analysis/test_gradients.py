@@ -23,7 +23,7 @@ def ranker(sharing: str, auxiliary: str) -> LifelongRanker:
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, sharing=sharing, auxiliary=auxiliary)
     std = {"attention_init_std": 0.5, "representation_init_std": 0.5}
-    model = LifelongRanker(config, fields(**std), sums_rows=False)
+    model = LifelongRanker(config, fields(**std))
     initialize_tables_(model.tables, seed=1)
     return model
 
@@ -174,7 +174,6 @@ def test_tables_of_different_widths_have_norms_but_no_cosine() -> None:
     model = LifelongRanker(
         dataclasses.replace(CONFIG, auxiliary="none"),
         fields(attention_dim=3, attention_init_std=0.5, representation_init_std=0.5),
-        sums_rows=False,
     )
     initialize_tables_(model.tables, seed=1)
     found = record(model, 1).close()

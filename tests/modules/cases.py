@@ -136,10 +136,14 @@ def make_config(**changes: Any) -> RankerConfig:
 
 
 def make_ranker(
-    config: RankerConfig, dtype: torch.dtype = torch.float64, seed: int = 0
+    config: RankerConfig,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    *,
+    sums_rows: bool = False,
 ) -> LifelongRanker:
     """A ranker whose every parameter and running statistic is far from special values."""
-    ranker = LifelongRanker(config, fields_for(config.sharing))
+    ranker = LifelongRanker(config, fields_for(config.sharing), sums_rows=sums_rows)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*ranker.named_parameters(), *ranker.named_buffers()]:

@@ -29,6 +29,19 @@ sharings = pytest.mark.parametrize("sharing", ["decoupled", "shared"])
 auxiliaries = pytest.mark.parametrize("auxiliary", ["full", "sampled", "none"])
 
 
+@pytest.mark.parametrize("sharing", ["decoupled", "three", "four"])
+@pytest.mark.parametrize("auxiliary", ["sampled", "none"])
+@pytest.mark.parametrize("short_window", [0, 3])
+def test_tables_that_sum_rows_train_as_those_that_hand_them_out(
+    sharing: str, auxiliary: str, short_window: int
+) -> None:
+    config = make_config(sharing=sharing, auxiliary=auxiliary, short_window=short_window)
+    handed_out = train_step(make_ranker(config), make_requests())
+    ranker = make_ranker(config, sums_rows=True)
+    assert ranker.tables.sums_rows
+    assert_same_training(train_step(ranker, make_requests()), handed_out)
+
+
 def make_twin(ranker: LifelongRanker, **changes: Any) -> LifelongRanker:
     """Same parameters, another configuration."""
     twin = make_ranker(dataclasses.replace(ranker.config, **changes))
@@ -196,7 +209,8 @@ def test_draws_differ_by_seed_request_and_candidate() -> None:
 @pytest.mark.parametrize("auxiliary", ["sampled", "none"])
 def test_padding_is_looked_up_as_unknown_not_as_an_event(auxiliary: str) -> None:
     # an optimizer with momentum moves every row that was looked up, whatever its gradient
-    ranker, looked_up = make_ranker(make_config(auxiliary=auxiliary)), []
+    ranker = make_ranker(make_config(auxiliary=auxiliary), sums_rows=True)
+    looked_up = []
     for name in ranker.tables.roles:
         ranker.tables.get_submodule(name).register_forward_pre_hook(
             lambda _, arguments: looked_up.append(arguments[0])

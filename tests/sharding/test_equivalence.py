@@ -32,7 +32,7 @@ def _name(settings: dict[str, Any]) -> str:
     return "-".join(getattr(value, "kind", str(value)) for value in settings.values())
 
 
-def ranker(settings: dict[str, Any]) -> LifelongRanker:
+def ranker(settings: dict[str, Any], *, sums_rows: bool) -> LifelongRanker:
     torch.manual_seed(SEED)
     settings = dict(settings)
     with_context, attention_dim = settings.pop("context", False), settings.pop("width", 4)
@@ -44,7 +44,8 @@ def ranker(settings: dict[str, Any]) -> LifelongRanker:
     )
     if config.pooling == "none":
         events = tuple(f for f in events if f.semantic)
-    return LifelongRanker(config, events, META, CONTEXT if with_context else NO_CONTEXT)
+    context = CONTEXT if with_context else NO_CONTEXT
+    return LifelongRanker(config, events, META, context, sums_rows=sums_rows)
 
 
 def steps(
@@ -78,7 +79,7 @@ def predictions(model: torch.nn.Module) -> list[float]:
 
 
 def unsharded(settings: dict[str, Any]) -> tuple[list, list, dict[str, list]]:
-    model = ranker(settings)
+    model = ranker(settings, sums_rows=False)
     for _, bags in collections(model):
         bags.to_empty(device="cpu")
     initialize_tables_(model, SEED)
@@ -101,7 +102,7 @@ def unsharded(settings: dict[str, Any]) -> tuple[list, list, dict[str, list]]:
 
 
 def sharded(rank: int, world_size: int, settings: dict[str, Any], kinds: tuple[str, ...]) -> tuple:
-    model = ranker(settings)
+    model = ranker(settings, sums_rows=world_size > 1)
     hold_narrow_tables(model)
     plan = choose_plan(
         model,

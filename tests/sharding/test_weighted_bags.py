@@ -40,10 +40,12 @@ class Model(nn.Module):
 
 
 def parts_of(step: int, rank: int) -> list[tuple[Ids, Tensor]]:
-    """Bags of five, and two of one; duplicates in plenty. The second rank has none of five."""
+    """Bags of five and of one; duplicates in plenty. The second rank has none of five, and none at
+    all in the second step.
+    """
     draw = torch.Generator().manual_seed(10 * step + rank)
     found = []
-    for n, k in ((0 if rank == 1 else 3 + rank, 5), (2, 1)):
+    for n, k in ((0 if rank == 1 else 3 + rank, 5), (0 if rank == step == 1 else 2, 1)):
         ids = {name: torch.randint(8, (n, k), generator=draw) for name in ROWS}
         found.append((ids, torch.randn(n, k, generator=draw)))
     return found

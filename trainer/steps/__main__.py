@@ -1,4 +1,4 @@
-"""``python -m trainer.steps table|network DIR [flags]``: measures one step and writes it to DIR.
+"""``python -m trainer.steps table|network DIR [flags]``: measures one step, writes it to DIR.
 
 ``twofold sweep ids`` and ``twofold sweep fields`` run many of them.
 """
@@ -9,14 +9,21 @@ from pathlib import Path
 import torch.distributed as dist
 
 from data.errors import InputError
-from trainer.steps.kinds import step_of
+from trainer.commands.parsing import choose
+from trainer.steps.kinds import STEPS, step_of
 from trainer.steps.measure import write_measurement
+
+USAGE = "python -m trainer.steps STEP DIR [flags]"
 
 
 def main() -> int:
     """Returns the exit code."""
-    name, folder, *flags = sys.argv[1:]
+    arguments = sys.argv[1:]
     try:
+        name = choose("STEP", STEPS, arguments, USAGE)
+        if len(arguments) < 2:
+            raise InputError(f"Where to write what is measured? {USAGE}")
+        folder, flags = arguments[1], arguments[2:]
         step = step_of(name, flags)
     except InputError as error:
         print(f"twofold: {error}", file=sys.stderr)

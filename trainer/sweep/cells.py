@@ -83,6 +83,11 @@ class Cell:
         """Does the job; ``how`` is --resume or --replace, for what goes on where it stopped."""
         raise NotImplementedError
 
+    @property
+    def resumes(self) -> bool:
+        """Would it go on where it stopped, if it were started now?"""
+        return (self.folder / "config.json").exists()
+
     def resolved(self, config: dict[str, Any]) -> dict[str, Any]:
         """The settings that a ``config.json`` tells of, as this version writes them."""
         return config["config"]
@@ -113,6 +118,11 @@ class Training(Cell):
             launcher = ["-m", "torch.distributed.run", *ranks, *launcher]
         folders = ["--data", str(self.data.absolute()), "--out", str(self.folder.absolute())]
         return [sys.executable, *launcher, "train", self.row.experiment, *folders, *self.flags, how]
+
+    @property
+    def resumes(self) -> bool:
+        """Would it go on where it stopped, if it were started now?"""
+        return (self.folder / "config.json").exists()
 
     def resolved(self, config: dict[str, Any]) -> dict[str, Any]:
         """See :func:`trainer.run_folder.resolved`."""

@@ -49,7 +49,7 @@ class Job:
     def __init__(self, cell: Cell, command: Sequence[str], processes: int, threads: int) -> None:
         self.cell, self._processes = cell, processes
         cell.log.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not (cell.folder / "config.json").exists() or "--replace" in command
+        fresh = not cell.resumes or "--replace" in command
         self._earlier = [] if fresh else read_attempts(cell)
         self._record(Attempt(processes))
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "120"}

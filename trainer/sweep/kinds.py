@@ -34,7 +34,7 @@ KINDS: dict[KindName, Kind] = {
     "step": Kind(
         Measurement,
         step_record,
-        lambda record: f"{record['milliseconds']:.3g} ms a step",
+        lambda record: f"{formats.decimal(record['milliseconds'], 1)} ms a step",
         step_page,
     ),
 }

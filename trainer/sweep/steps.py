@@ -52,6 +52,11 @@ class Measurement(Cell):
         except InputError as error:
             raise InputError(f"Row {row.label}: {error}") from error
 
+    @property
+    def resumes(self) -> bool:
+        """See :attr:`trainer.sweep.cells.Cell.resumes`."""
+        return False
+
     def command(self, processes: int, how: str = "--resume") -> list[str]:
         """Measures the step; there is nothing to resume or to replace."""
         folder = str(self.folder.absolute())
