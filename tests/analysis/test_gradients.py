@@ -180,3 +180,10 @@ def test_tables_of_different_widths_have_norms_but_no_cosine() -> None:
     assert found.domination is not None
     assert found.conflicting_steps is None
     assert found.conflicting_pairs is None
+
+
+def test_tables_that_sum_rows_are_refused() -> None:
+    config = dataclasses.replace(CONFIG, auxiliary="none")
+    model = LifelongRanker(config, fields(), sums_rows=True)
+    with pytest.raises(ValueError, match="sums_rows=False"):
+        GradientRecorder(model.tables, model.fields, "category", 1)

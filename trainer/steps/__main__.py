@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from data.errors import InputError
-from trainer.commands.parsing import choose
+from trainer.commands.parsing import choose, print_choices, wants_help
 from trainer.steps.kinds import STEPS, step_of
 from trainer.steps.measure import write_measurement
 
@@ -19,6 +19,11 @@ USAGE = "python -m trainer.steps STEP DIR [flags]"
 def main() -> int:
     """Returns the exit code."""
     arguments = sys.argv[1:]
+    if wants_help(arguments):
+        sentences = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in STEPS.items()}
+        more = "Flags of a step: python -m trainer.steps STEP DIR --help"
+        print_choices("Measures one step.", USAGE, sentences, more)
+        return 0
     try:
         name = choose("STEP", STEPS, arguments, USAGE)
         if len(arguments) < 2:

@@ -218,9 +218,15 @@ def test_a_model_says_the_same_whoever_searches(
         name: value.to(DEVICE) if name not in ON_HOST else value
         for name, value in pack(make_requests()).items()
     }
+    whole_tables = ranker.tables.whole["attention"]
     with torch.no_grad():
         by_kernel = ranker(**batch)
+        read = dict(whole_tables.rows_read)
         monkeypatch.setattr(choice, "runs_on", lambda device: False)
         by_stock = ranker(**batch)
+    rows = len(batch["history"]["item"].values()) + len(batch["request_of"])
+    assert read == dict.fromkeys((f.name for f in ranker.fields), rows)
+    # stock operations read the padding of their blocks too
+    assert all(count >= 2 * rows for count in whole_tables.rows_read.values())
     assert torch.equal(by_kernel.recency, by_stock.recency)
     torch.testing.assert_close(by_kernel.logits, by_stock.logits)

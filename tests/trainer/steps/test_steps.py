@@ -18,6 +18,7 @@ from torch import nn
 
 from modules.crossing.network import make_crossing
 from modules.crossing.presets import PRESETS
+from trainer.steps.__main__ import main
 from trainer.steps.kinds import STEPS
 from trainer.steps.network_step import NetworkStep
 from trainer.steps.table_step import (
@@ -168,3 +169,24 @@ def test_memory_is_that_of_weights_and_optimizer(tmp_path: Path) -> None:
     assert summary["rows_per_second"] == pytest.approx(64e3 / summary["milliseconds"])
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["config"]["ids"] == 300_000
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "The STEP comes first"),
+        (["tables", "out"], "There is no STEP 'tables'. Did you mean table?"),
+        (["table"], "Where to write what is measured?"),
+    ],
+)
+def test_a_wrong_call_says_how_it_is_made(
+    words: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["trainer.steps", *words])
+    assert main() == 2
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert "python -m trainer.steps" in printed
+    monkeypatch.setattr(sys, "argv", ["trainer.steps", "--help"])
+    assert main() == 0
+    assert {*STEPS} <= {*capsys.readouterr().out.split()}
