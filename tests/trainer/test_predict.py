@@ -59,9 +59,11 @@ def test_lookups_are_counted_over_all_ranks(world_size: int, store: Path) -> Non
     N = sum(int(batch.history_lengths.sum()) for batch in batches) / 2
     S = sum(batch.global_candidates for batch in batches) / 2
     K, M = EXPERIMENT.model.top_k, EXPERIMENT.model.auxiliary_others
+    # two ranks sum rows in the tables: over the chosen, and over chosen and others
+    summed = K * (world_size > 1)
     expected = {
         "attention": {"with_gradient": S * (K + M) + S, "without_gradient": N + S},
-        "representation": {"with_gradient": S * (K + M) + S, "without_gradient": 0},
+        "representation": {"with_gradient": S * (summed + K + M) + S, "without_gradient": 0},
     }
     for counts in run_ranks(count, world_size):
         assert len(counts) == 6
