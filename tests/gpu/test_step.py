@@ -79,7 +79,8 @@ def test_a_training_step_never_waits_for_the_device(auxiliary: Auxiliary) -> Non
         for _ in range(3):
             step.train(batch, labels)
         with waiting_forbidden():
-            step.train(batch, labels)
+            loss = step.train(batch, labels)
+        assert loss.isfinite()
 
 
 @pytest.mark.parametrize("auxiliary", ["none", "full"])

@@ -149,7 +149,10 @@ def test_the_warm_up_is_the_same_step_but_small(kind: str) -> None:
 def test_every_network_between_fields_can_be_measured() -> None:
     for name in PRESETS:
         small = NetworkStep(network=name, width=8).small()
-        small.make()(small.draw())
+        step, batch = small.make(), small.draw()
+        with torch.autograd.profiler.profile() as ran:
+            step(batch)
+        assert any("Backward" in event.name for event in ran.function_events), name
 
 
 @pytest.mark.slow
