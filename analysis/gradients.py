@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from modules.tables import FieldConfig, Ids, Rows
+from modules.bags import Ids
+from modules.tables import FieldConfig, Rows
 
 HISTOGRAM_BINS = 10
 PATHS = (("keys", "queries"), ("values", "targets"))

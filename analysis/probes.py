@@ -15,10 +15,11 @@ from torch import Tensor
 from analysis.histories import chosen_rows, matches
 from analysis.scores import chooses_events
 from data.batch import RankingBatch
+from modules.bags import Ids, pick_rows
 from modules.jagged import blocks
 from modules.ranker import LifelongRanker, RankerOutput
 from modules.search import Selection
-from modules.tables import Ids, Keys, pick_rows
+from modules.tables import Keys
 
 FIELDS = ("item", "category")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from modules.tables import Ids, look_up, make_collection
+from modules.bags import Ids, look_up, make_collection
 
 
 @dataclass(frozen=True, kw_only=True)

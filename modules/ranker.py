@@ -20,6 +20,7 @@ from modules.attention import (
     mean_all,
     score_chosen,
 )
+from modules.bags import Ids, pick_rows
 from modules.clusters import cluster_histories
 from modules.context import NO_CONTEXT, ContextConfig, ContextFields, FirstOrder
 from modules.jagged import first_rows
@@ -36,7 +37,7 @@ from modules.random import uniform
 from modules.ranker_config import RankerConfig
 from modules.search import Histories, Selection, most_recent, sample_others
 from modules.search_units import SoftSearch, search_by_score
-from modules.tables import EventTables, FieldConfig, Ids, Rows, pick_rows
+from modules.tables import EventTables, FieldConfig, Rows
 
 
 class RankerOutput(NamedTuple):

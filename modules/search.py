@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from modules.bags import Ids
 from modules.jagged import Block, blocks, first_rows
-from modules.tables import Ids
 
 
 class Selection(NamedTuple):

@@ -6,7 +6,6 @@ Shapes: N events, S candidates, A attention width, R representation width (sums 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +13,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
-from modules.random import normal
-
-Ids = dict[str, Tensor]
-"""Field -> (n,) int64 ids of n events or candidates."""
+from modules.bags import Ids, each_alone, look_up, look_up_sums, make_collection, pick_rows
+from modules.whole_tables import WholeKeys, WholeTables
 
 Keys = Callable[[Tensor], Tensor]
 """(...) rows of the jagged history -> (..., A) attention rows of those events."""
@@ -27,9 +23,6 @@ Keys = Callable[[Tensor], Tensor]
 Sums = Callable[[list[tuple[slice, Tensor]]], tuple[Tensor, list[Tensor]]]
 """Of some (S, K) events: which of the K, and (S, how many) weights of these, as often as wanted ->
 ``targets``, and for each the (S, R) weighted sum of ``values``."""
-
-INIT_ROWS = 1 << 16
-"""Rows initialised at a time: bounds the memory of the float64 draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +195,7 @@ class EventTables(nn.Module):
         for name, roles in self.roles.items():
             asked = of_events if "values" in roles else []
             if "targets" in roles:
-                asked = [*asked, _each_alone(candidates)]
+                asked = [*asked, each_alone(candidates)]
             if asked:
                 sums += look_up_sums(self.get_submodule(name), asked)
         *of_parts, targets = sums  # values stand before targets in all COLLECTIONS
@@ -227,67 +220,6 @@ class EventTables(nn.Module):
         if self.projections is None:
             return rows
         return {role: self.projections(role, of_role) for role, of_role in rows.items()}
-
-
-class WholeTables(nn.Module):
-    """Rows of tables that lie whole in the memory of this process, without gradient.
-
-    As bags of one, whose kernels fetch rows ahead: from tables larger than the cache they come
-    faster than by ``index_select``, and 8-bit rows faster still (docs/performance.md).
-    """
-
-    def __init__(self, tables: dict[str, list[Tensor]]) -> None:
-        """Field -> the (num_embeddings, width) parts of its table, side by side. They are neither
-        parameters nor buffers of this module: another module owns them, or they are a copy. uint8
-        stands for FBGEMM's 8-bit rows, whose last 8 bytes are their scale and least value.
-        """
-        super().__init__()
-        self.tables = tables
-        self.rows_read = dict.fromkeys(tables, 0)
-        """Of each field's table, until now."""
-
-    def count(self, ids: Ids) -> None:
-        """Adds to ``rows_read``."""
-        for name in self.tables:
-            self.rows_read[name] += ids[name].numel()
-
-    @torch.no_grad()
-    def forward(self, ids: Ids) -> Tensor:
-        """(...) ids of each field -> (..., A) float32, fields side by side."""
-        self.count(ids)
-        rows = [
-            self._read(part, ids[name]) for name, parts in self.tables.items() for part in parts
-        ]
-        return torch.cat(rows, dim=-1)
-
-    @staticmethod
-    def _read(table: Tensor, ids: Tensor) -> Tensor:
-        bags = ids.flatten()[:, None]
-        if table.dtype == torch.uint8:
-            if not len(bags):  # its CUDA kernel launches nothing for nothing, which is an error
-                return torch.zeros(*ids.shape, table.shape[1] - 8, device=ids.device)
-            rows = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(table, bags)
-        elif table.is_contiguous():
-            rows = nn.functional.embedding_bag(bags, table, mode="sum")
-        else:  # embedding_bag would begin by copying all of it
-            rows = table.index_select(0, ids.flatten())
-        return rows.float().unflatten(0, ids.shape)
-
-
-class WholeKeys:
-    """:data:`Keys` from whole tables: a search may ask for rows, or read the tables itself."""
-
-    def __init__(self, whole: WholeTables, events: Ids) -> None:
-        self.tables, self.events = whole.tables, events
-        self._whole = whole
-
-    def count_all(self) -> None:
-        """For who reads all events from the tables themselves."""
-        self._whole.count(self.events)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """See :data:`Keys`."""
-        return self._whole({name: pick_rows(ids, rows) for name, ids in self.events.items()})
 
 
 class Projections(nn.Module):
@@ -367,140 +299,3 @@ def _look_up_roles(
     # a split, whose backward joins the two gradients; that of a slice fills up with zeros and adds
     event_rows, candidate_rows = rows.split([count, len(rows) - count])
     return dict.fromkeys(of_events, event_rows) | dict.fromkeys(of_candidates, candidate_rows)
-
-
-def pick_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """``values[rows]``, by ``index_select``: on CPUs that and its gradient take a third of the time
-    of an indexing.
-    """
-    return values.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-
-
-def initialize_shard_(
-    weight: Tensor,
-    table: str,
-    std: float,
-    seed: int,
-    row: int = 0,
-    column: int = 0,
-    period: int | None = None,
-) -> None:
-    """Fills ``weight``, the part of ``table`` from (row, column) on, with N(0, std²).
-
-    A value depends on (seed, table, its row, its column) only: shards of any plan agree. With a
-    ``period`` columns repeat after so many.
-    """
-    columns = torch.arange(column, column + weight.shape[1], device=weight.device)
-    if period is not None:
-        columns %= period
-    table_id = zlib.crc32(table.encode())
-    for begin in range(0, weight.shape[0], INIT_ROWS):
-        part = weight[begin : begin + INIT_ROWS]
-        rows = torch.arange(row + begin, row + begin + len(part), device=weight.device)
-        part.copy_(normal(seed, table_id, rows[:, None], columns) * std)
-
-
-@torch.no_grad()
-def initialize_tables_(module: nn.Module, seed: int) -> None:
-    """Starts the tables of an unsharded module; sharded ones: ``sharding.apply``."""
-    starts = init_stds(module)
-    for bags in module.modules():
-        if isinstance(bags, EmbeddingBagCollection):
-            for name, weight in bags.named_parameters():
-                table = name.split(".")[-2]
-                initialize_shard_(weight, table, starts[table], seed)
-
-
-def init_stds(module: nn.Module) -> dict[str, float]:
-    """Standard deviation at the start of every table within a module."""
-    found: dict[str, float] = {}
-    for child in module.modules():
-        found |= getattr(child, "init_std", {})
-    return found
-
-
-def make_collection(
-    tables: dict[str, tuple[str, int, int]], device: torch.device | None, weighted: bool = False
-) -> EmbeddingBagCollection:
-    """Table -> (field, num_embeddings, width). ``weighted``: it sums rows, by :func:`look_up_sums`;
-    else it hands them out, by :func:`look_up`.
-    """
-    return EmbeddingBagCollection(
-        device=device,
-        is_weighted=weighted,
-        tables=[
-            EmbeddingBagConfig(
-                name=name, embedding_dim=width, num_embeddings=rows, feature_names=[field]
-            )
-            for name, (field, rows, width) in tables.items()
-        ],
-    )
-
-
-def look_up(bags: EmbeddingBagCollection, ids: Ids) -> Tensor:
-    """(n, width) rows of n ids per field, fields side by side.
-
-    One bag of one per id: FBGEMM's pooled kernels update such bags an order of magnitude faster on
-    CPUs than its sequence kernels, and the pooled row of one id is the row itself.
-    """
-    values = torch.cat(list(ids.values()))
-    # TorchRec knows no batch without bags: nothing is looked up as one empty bag
-    lengths = torch.ones_like(values) if len(values) else values.new_zeros(len(ids))
-    rows = _rows_of_bags(
-        bags,
-        KeyedJaggedTensor(
-            [*ids],
-            values,
-            lengths=lengths,
-            length_per_key=[len(of_field) for of_field in ids.values()],  # else a device is asked
-        ),
-    )
-    return rows if len(values) else rows[:0]
-
-
-def look_up_sums(bags: EmbeddingBagCollection, parts: list[tuple[Ids, Tensor]]) -> list[Tensor]:
-    """Weighted sums of rows, with gradients for rows and weights.
-
-    Args:
-        bags: a weighted collection.
-        parts: (n, k) ids per field, and the (n, k) weights of their rows; n may be another in each.
-
-    Returns:
-        (n, width) of each part, fields side by side.
-    """
-    names, device = [*parts[0][0]], parts[0][1].device
-    counts = [len(weights) for _, weights in parts]
-    values = [ids[name].flatten() for name in names for ids, _ in parts]
-    weights = torch.cat([weights.flatten() for _, weights in parts])
-    lengths = torch.cat(
-        [torch.full((len(weights),), weights.shape[1], device=device) for _, weights in parts]
-    )
-    if not sum(counts):
-        lengths = lengths.new_zeros(1)
-    rows = _rows_of_bags(
-        bags,
-        KeyedJaggedTensor(
-            names,
-            torch.cat(values),
-            # tables are float32 at least, whatever an autocast makes of the weights
-            weights.to(torch.promote_types(weights.dtype, torch.float32)).repeat(len(names)),
-            lengths.repeat(len(names)),
-            length_per_key=[len(weights)] * len(names),
-        ),
-    )
-    return [*rows[: sum(counts)].split(counts)]
-
-
-def _each_alone(ids: Ids) -> tuple[Ids, Tensor]:
-    """(n,) ids as n sums of one row."""
-    columns = {name: of_field[:, None] for name, of_field in ids.items()}
-    return columns, torch.ones_like(next(iter(columns.values())), dtype=torch.float32)
-
-
-def _rows_of_bags(bags: EmbeddingBagCollection, ids: KeyedJaggedTensor) -> Tensor:
-    """(stride, width), in the order of ``ids.keys()``."""
-    out = bags(ids)
-    # a sharded collection may answer in another order
-    if out.keys() == ids.keys():
-        return out.values()
-    return torch.cat([out[key] for key in ids.keys()], dim=1)  # noqa: SIM118

@@ -17,8 +17,8 @@ from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingB
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 
+from modules.bags import init_stds, initialize_shard_
 from modules.ranker import LifelongRanker
-from modules.tables import init_stds, initialize_shard_
 from sharding.batch_norm import use_global_batch_norm
 from sharding.narrow import widths_within
 from sharding.plan import FusedBagSharder, PlanError

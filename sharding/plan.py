@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from torchrec import EmbeddingBagCollection
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.embeddingbag import (
     EmbeddingBagCollectionSharder,
     ShardedEmbeddingBagCollection,
@@ -118,12 +118,10 @@ def choose_plan(
     Raises:
         PlanError: nothing fits, or a table named in ``config`` does not exist.
     """
-    tables = {
-        table.name: table.num_embeddings
-        for _, bags in collections(model)
-        for table in bags.embedding_bag_configs()
-    }
-    _refuse_odd_widths(model)
+    configs = [t for _, bags in collections(model) for t in bags.embedding_bag_configs()]
+    tables = {table.name: table.num_embeddings for table in configs}
+    sizes = {table.name: table.num_embeddings * table.embedding_dim for table in configs}
+    _refuse_odd_widths(configs)
     if unknown := config.table_kinds.keys() - tables.keys():
         raise PlanError(
             f"Sharding set for unknown tables {sorted(unknown)}; there are {list(tables)}."
@@ -137,11 +135,6 @@ def choose_plan(
         ddr_cap=capacity,
     )
     failure: PlannerError | None = None
-    sizes = {
-        table.name: table.num_embeddings * table.embedding_dim
-        for _, bags in collections(model)
-        for table in bags.embedding_bag_configs()
-    }
     for allowed in _preferences(config, sizes):
         planner = EmbeddingShardingPlanner(
             topology=topology,
@@ -190,15 +183,14 @@ def _preferences(config: ShardingConfig, sizes: dict[str, int]) -> list[Sharding
     return [*preferred, config]
 
 
-def _refuse_odd_widths(model: nn.Module) -> None:
-    for _, bags in collections(model):
-        for table in bags.embedding_bag_configs():
-            if table.embedding_dim % ROW_FLOATS:
-                upwards = ROW_FLOATS * math.ceil(table.embedding_dim / ROW_FLOATS)
-                raise PlanError(
-                    f"Table {table.name} is {table.embedding_dim} wide, and FBGEMM's rows are "
-                    f"multiples of {ROW_FLOATS} floats: take {upwards}, or 1 or 2 (--fields...)."
-                )
+def _refuse_odd_widths(tables: list[EmbeddingBagConfig]) -> None:
+    for table in tables:
+        if table.embedding_dim % ROW_FLOATS:
+            upwards = ROW_FLOATS * math.ceil(table.embedding_dim / ROW_FLOATS)
+            raise PlanError(
+                f"Table {table.name} is {table.embedding_dim} wide, and FBGEMM's rows are "
+                f"multiples of {ROW_FLOATS} floats: take {upwards}, or 1 or 2 (--fields...)."
+            )
 
 
 def _allowed_kinds(

@@ -16,7 +16,8 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardMetadata
 
 from modules.ranker import LifelongRanker
-from modules.tables import ATTENTION_ROLES, WholeTables
+from modules.tables import ATTENTION_ROLES
+from modules.whole_tables import WholeTables
 from sharding.narrow import widths_within
 
 REPLICA_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from modules.score import MLPScore, Score
 from modules.search import Histories, Selection
-from modules.tables import Keys, WholeKeys
+from modules.tables import Keys
+from modules.whole_tables import WholeKeys
 
 MAX_TOP_K = 128
 """What lives between tiles is K numbers of 8 bytes a candidate, in registers."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from analysis.gradients import GradientRecorder, summarize
+from modules.bags import initialize_tables_
 from modules.loss import ranking_losses
 from modules.ranker import LifelongRanker, RankerConfig
-from modules.tables import initialize_tables_
 from tests.batches import CATEGORIES, collate, fields, random_requests
 from tests.ranks import run_ranks
 

@@ -15,8 +15,8 @@ from sklearn.metrics import ndcg_score
 
 from analysis.mutual_information import Axes, InformationCounts, recency_edges
 from analysis.search_quality import Enough, SearchQuality, _intervals
+from modules.bags import initialize_tables_
 from modules.ranker import LifelongRanker, RankerConfig
-from modules.tables import initialize_tables_
 from tests.analysis.small_batches import batch_of, random_requests
 from tests.batches import fields
 from tests.ranks import run_ranks

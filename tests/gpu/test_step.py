@@ -54,9 +54,10 @@ def test_search_never_waits_for_the_device() -> None:
     pytest.importorskip("triton")
     with world_of_one(CUDA):
         step, (batch, _) = Step(SHAPE, CUDA, items=ITEMS), make_batch(SHAPE, CUDA, ITEMS)
-        step.search(batch)  # compiles
+        expected = step.search(batch)  # compiles
         with waiting_forbidden():
-            step.search(batch)
+            found = step.search(batch)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -67,8 +68,11 @@ def test_the_head_never_waits_for_the_device(training: bool) -> None:
         size = SHAPE.candidates, SHAPE.representation_dim
         inputs = [torch.randn(size, device=CUDA, requires_grad=True) for _ in range(2)]
         step.ranker.head(*inputs).sum().backward()
+        for rows in inputs:
+            rows.grad = None
         with waiting_forbidden():
             step.ranker.head(*inputs).sum().backward()
+        assert all(rows.grad.isfinite().all() for rows in inputs)
 
 
 @pytest.mark.parametrize("auxiliary", ["none", "sampled", "full"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modules.bags import initialize_tables_
 from modules.context import (
     NO_CONTEXT,
     ContextConfig,
@@ -21,7 +22,6 @@ from modules.crossing.presets import PRESETS
 from modules.loss import ranking_losses
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
-from modules.tables import initialize_tables_
 from tests.batches import CONTEXT, bags, collate, fields, random_requests
 
 WITHOUT_HISTORY: dict[str, Any] = {

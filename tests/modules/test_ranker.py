@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modules.bags import initialize_tables_
 from modules.ranker import LifelongRanker, RankerOutput
 from modules.ranker_config import RankerConfig
 from modules.tables import COLLECTIONS, FieldConfig
@@ -18,6 +19,7 @@ from tests.modules.cases import (
     LENGTHS,
     TOP_K,
     Request,
+    fields_for,
     make_config,
     make_ranker,
     make_requests,
@@ -169,6 +171,12 @@ def test_padding_to_twice_the_longest_history_changes_no_logit(pooling: str) -> 
     expected = ranker(**pack(requests)).logits
     found = ranker(**pack([*requests, longer])).logits[: len(expected)]
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    # in single precision where parameters are of ordinary size: as a training begins
+    ranker = LifelongRanker(config, fields_for("shared")).eval()
+    initialize_tables_(ranker, seed=1)
+    expected = ranker(**pack(requests)).logits
+    found = ranker(**pack([*requests, longer])).logits[: len(expected)]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_a_prediction_does_not_depend_on_the_auxiliary() -> None:

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor, KeyedTensor
 
-from modules.tables import (
-    COLLECTIONS,
-    EventTables,
-    FieldConfig,
-    initialize_shard_,
-    initialize_tables_,
-)
+from modules.bags import initialize_shard_, initialize_tables_
+from modules.tables import COLLECTIONS, EventTables, FieldConfig
 from tests.modules.cases import TABLES
 
 ITEM = FieldConfig(name="item", num_embeddings=3000, attention_dim=3, representation_dim=5)
@@ -70,7 +65,7 @@ def test_a_table_starts_the_same_however_many_rows_are_drawn_at_a_time(
     rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, part = filled(), filled(rows=5, row=4)
-    monkeypatch.setattr("modules.tables.INIT_ROWS", rows_at_a_time)
+    monkeypatch.setattr("modules.bags.INIT_ROWS", rows_at_a_time)
     assert torch.equal(filled(), whole)
     assert torch.equal(filled(rows=5, row=4), part)
 

@@ -12,9 +12,9 @@ from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingB
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from modules.bags import initialize_tables_
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
-from modules.tables import initialize_tables_
 from sharding.apply import TableOptimizer, shard, sharded_collections
 from sharding.plan import PlanError, ShardingConfig, choose_plan, describe_plan
 from tests.batches import ITEMS, collate, fields, random_requests

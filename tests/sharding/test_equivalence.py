@@ -8,12 +8,12 @@ import pytest
 import torch
 from torchrec.optim import RowWiseAdagrad
 
+from modules.bags import initialize_tables_
 from modules.context import NO_CONTEXT
 from modules.crossing.config import CrossingConfig
 from modules.loss import ranking_losses
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
-from modules.tables import initialize_tables_
 from sharding.apply import TableOptimizer, shard, sharded_collections
 from sharding.narrow import copies, hold_narrow_tables
 from sharding.plan import ShardingConfig, choose_plan, collections

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modules.tables import initialize_shard_, look_up, make_collection
+from modules.bags import initialize_shard_, look_up, make_collection
 from sharding.narrow import NarrowBags, hold_narrow_tables, widths_within
 
 WIDTHS = {"a": 1, "b": 4, "c": 2}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from modules.tables import look_up, make_collection
+from modules.bags import look_up, make_collection
 from sharding.apply import (
     TableOptimizer,
     lookup_shares,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modules.tables import Ids, initialize_tables_, look_up_sums, make_collection
+from modules.bags import Ids, initialize_tables_, look_up_sums, make_collection
 from sharding.apply import TableOptimizer, shard, sharded_collections
 from sharding.narrow import hold_narrow_tables
 from sharding.plan import ShardingConfig, choose_plan

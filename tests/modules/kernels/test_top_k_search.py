@@ -18,7 +18,8 @@ from modules.kernels.top_k_search import Column, programs, search_columns
 from modules.score import MLPScore, Score
 from modules.search import Histories, Selection
 from modules.search_units import ExactSearch
-from modules.tables import FieldConfig, WholeKeys, WholeTables
+from modules.tables import FieldConfig
+from modules.whole_tables import WholeKeys, WholeTables
 from tests.modules.cases import make_config, make_ranker, make_requests, pack
 from tests.modules.conformance import Log, SearchConformance, SearchUnit
 
