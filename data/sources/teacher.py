@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,13 +27,17 @@ BINS = 2**20
 """Of the true probability, whose test rows are counted: memory does not grow with the log, and the
 best AUC is exact to about 1e-6."""
 # which random number is meant: one stream for each use; 0 is the split's
-_ID, _CLICK, _RADIUS, _ANGLE, _PAIR, _SHARED, _SEPARATE, _FULL = range(1, 9)
+_ID, _CLICK, _RADIUS, _ANGLE, _PAIR = range(1, 6)
+_SIGNS = {2: (6, 7, 8), 3: (9, 10, 11)}
+"""By how many fields meet: of the shared, the separate and the full signs."""
+Groups = list[tuple[tuple[int, ...], np.ndarray]]
+"""Fields that meet, and the (D, D, ...) numbers that their dimensions' products count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(FlatSource):
     r"""A generated table of any size: columns f1, f2, ... of ids, and clicks that follow products
-    of the ids' hidden vectors, two fields at a time.
+    of the ids' hidden vectors, two fields at a time, or three.
 
     The id of rank k comes in proportion to :math:`k^{-zipf}`, each field's apart from all others'.
     Every id of every field has a hidden vector u of ``width`` numbers, and a row is clicked with
@@ -57,6 +61,10 @@ class Teacher(FlatSource):
       field in dimension d, which changes those of all its pairs at once, and among four fields or
       more there are more pairs than fields.
     * 1: a sign for each two dimensions. Full mixing is right (FmFM, DCN-V2).
+
+    ``triples`` gives that share of the log odds' variance to products of three fields, all triples
+    alike, :math:`\sum_{def} C^{ijk}_{def} u_{id} u_{je} u_{kf}` with C of the same kind in three
+    dimensions: what one layer of a crossing cannot say and two can.
 
     Vectors are normal, then shifted and mixed so that over a field's ids, as often as they come,
     they have mean 0 and covariance I. So whatever kappa is, the log odds have mean 0 and standard
@@ -87,6 +95,8 @@ class Teacher(FlatSource):
     infinity the row does (1)."""
     pairs: float = 1.0
     """Share of all pairs of fields that matter, at least one pair."""
+    triples: float = 0.0
+    """Share of the log odds' variance from products of three fields; the rest is of two."""
     log_seed: int = 0
     """Seed of the rows and of what they mean; clicks and split depend on --seed."""
 
@@ -112,9 +122,14 @@ class Teacher(FlatSource):
                 f"ids is {self.ids} for vectors of width {self.width}: so few cannot vary in every "
                 f"direction. Give at least {self.width + 1} ids, or a smaller width."
             )
-        for name, most in (("zipf", 4), ("kappa", 1), ("pairs", 1)):
+        for name, most in (("zipf", 4), ("kappa", 1), ("pairs", 1), ("triples", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"{name} must be from 0 to {most}, got {getattr(self, name)}.")
+        if self.triples and self.fields < 3:
+            raise InputError(
+                f"triples is {self.triples} and there are {self.fields} fields: give fields 3 or "
+                "more, or leave triples out."
+            )
         if not 0 < self.scale < math.inf:
             raise InputError(f"scale must be a positive number, got {self.scale}.")
         # positives and negatives of the test rows so far; no option, so not a field
@@ -134,11 +149,11 @@ class Teacher(FlatSource):
 
     def row_frames(self, seed: int) -> Iterator[pl.DataFrame]:
         self._test.fill(0)
-        vectors_FID, matrix = self.vectors(), self.matrix()
+        vectors_FID, matrix, triples = self.vectors(), self.matrix(), self.triple_groups()
         for first in range(0, self.rows, ROWS_PER_FRAME):
             row = np.arange(first, min(first + ROWS_PER_FRAME, self.rows))
             ids_NF = self._ids(row)
-            probability = 1 / (1 + np.exp(-logit(ids_NF, vectors_FID, matrix)))
+            probability = 1 / (1 + np.exp(-logit(ids_NF, vectors_FID, matrix, triples)))
             label = _uniform(seed, row, np.zeros(1, np.int64), _CLICK) < probability
             split = random_split(first, len(row), self.ratio, seed)
             self._count_test(probability, label, split)
@@ -184,30 +199,53 @@ class Teacher(FlatSource):
 
     def pair_matrices(self) -> np.ndarray:
         """(P, D, D) float64 C of the formula above."""
-        key = self._key(self.interacting())[:, None]
-        unit = np.eye(self.width) / math.sqrt(self.width)
-        shared = _signs(self.log_seed, key, 1, _SHARED)[:, :, None] * unit
-        luck = hash64(self.log_seed, key, np.arange(self.width), _SEPARATE)
+        return self._weights(self.interacting())
+
+    def triple_groups(self) -> Groups:
+        """The triples of fields with their (D, D, D) C, of unit norm each, times what gives all of
+        them the share ``triples`` of the variance.
+        """
+        if not self.triples:
+            return []
+        every = list(itertools.combinations(range(self.fields), 3))
+        factor = self.scale * math.sqrt(self.triples / len(every))
+        return list(zip(every, factor * self._weights(every), strict=True))
+
+    def _weights(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """(P, D, ..., D) C of groups of n fields, with n dimensions of D."""
+        order = len(groups[0])
+        shared_stream, separate_stream, full_stream = _SIGNS[order]
+        key = self._key(groups)[:, None]
+        unit = np.zeros((self.width,) * order)
+        unit[(np.arange(self.width),) * order] = 1 / math.sqrt(self.width)
+        # signs of a group, or of each of its first dimensions, beside unit's n dimensions
+        beside = (..., *(None,) * (order - 1))
+        shared = _signs(self.log_seed, key, 1, shared_stream)[beside] * unit
+        luck = hash64(self.log_seed, key, np.arange(self.width), separate_stream)
         half = 2 * (luck.argsort(axis=1).argsort(axis=1) < self.width // 2) - 1
-        separate = half[:, :, None] * unit
-        full = _signs(self.log_seed, key, self.width**2, _FULL) / self.width
-        full = full.reshape(separate.shape)
+        separate = half[beside] * unit
+        full = _signs(self.log_seed, key, self.width**order, full_stream)
+        full = full.reshape(separate.shape) / self.width ** (order / 2)
         t = 2 * self.kappa
         mixed = (1 - t) * shared + t * separate if t <= 1 else (2 - t) * separate + (t - 1) * full
-        return mixed / np.linalg.norm(mixed, axis=(1, 2), keepdims=True)
+        every_dimension = tuple(range(1, order + 1))
+        return mixed / np.sqrt(np.square(mixed).sum(axis=every_dimension, keepdims=True))
 
     def matrix(self) -> np.ndarray:
-        """(F D, F D) float64: C times scale / sqrt(P), in the block of each pair, 0 elsewhere."""
+        """(F D, F D) float64: C in the block of each pair, 0 elsewhere, times scale / sqrt(P) and
+        the root of the pairs' share of the variance.
+        """
         pairs = self.interacting()
         blocks = np.zeros((self.fields, self.fields, self.width, self.width))
         first, second = np.array(pairs).T
-        blocks[first, second] = self.pair_matrices() * (self.scale / math.sqrt(len(pairs)))
+        factor = self.scale * math.sqrt((1 - self.triples) / len(pairs))
+        blocks[first, second] = self.pair_matrices() * factor
         return blocks.swapaxes(1, 2).reshape(self.fields * self.width, -1)
 
-    def _key(self, pairs: list[tuple[int, int]]) -> np.ndarray:
-        """(P,) int64, the same number for a pair whatever other pairs matter."""
-        first, second = np.array(pairs).T
-        return first * self.fields + second
+    def _key(self, groups: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """(P,) int64, the same number for a group of fields whatever other groups matter."""
+        places = np.array(groups)
+        return places @ self.fields ** np.arange(places.shape[1])[::-1]
 
     def _ids(self, row: np.ndarray) -> np.ndarray:
         """(N, F) int32 ids from 0, the most popular."""
@@ -222,10 +260,18 @@ class Teacher(FlatSource):
             counts += np.bincount(place[chosen], minlength=BINS)
 
 
-def logit(ids_NF: np.ndarray, vectors_FID: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """(N,) log odds of rows, by the source's ``vectors`` and ``matrix``."""
-    x = vectors_FID[np.arange(ids_NF.shape[1]), ids_NF].reshape(len(ids_NF), -1)
-    return ((x @ matrix) * x).sum(axis=1)
+def logit(
+    ids_NF: np.ndarray, vectors_FID: np.ndarray, matrix: np.ndarray, triples: Groups | None = None
+) -> np.ndarray:
+    """(N,) log odds of rows, by the source's ``vectors``, ``matrix`` and ``triple_groups``."""
+    x_NFD = vectors_FID[np.arange(ids_NF.shape[1]), ids_NF]
+    x = x_NFD.reshape(len(ids_NF), -1)
+    total = ((x @ matrix) * x).sum(axis=1)
+    for (i, j, k), c in triples or ():
+        products_NDD = x_NFD[:, j, :, None] * x_NFD[:, k, None, :]
+        mixed_ND = products_NDD.reshape(len(x), -1) @ c.reshape(len(c), -1).T
+        total += (x_NFD[:, i] * mixed_ND).sum(axis=1)
+    return total
 
 
 def _uniform(seed: int, user: np.ndarray, number: np.ndarray, stream: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def ids_of(source: Teacher, rows: pl.DataFrame) -> np.ndarray:
 
 def truth(source: Teacher, rows: pl.DataFrame) -> np.ndarray:
     """True click probability of each row."""
-    log_odds = logit(ids_of(source, rows), source.vectors(), source.matrix())
+    log_odds = logit(
+        ids_of(source, rows), source.vectors(), source.matrix(), source.triple_groups()
+    )
     return 1 / (1 + np.exp(-log_odds))
 
 
@@ -59,6 +62,49 @@ def test_the_log_odds_are_the_sum_over_pairs_and_dimensions(kappa: float, pairs:
                 for e in range(4):
                     expected += c[d, e] * u[i, ids[i], d] * u[j, ids[j], e]
         assert odds == pytest.approx(expected * 2 / math.sqrt(len(chosen)), abs=1e-12)
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+def test_triples_take_their_share_of_the_log_odds(kappa: float) -> None:
+    source = dataclasses.replace(SMALL, kappa=kappa, triples=0.3)
+    u, (ids_NF, share) = source.vectors(), all_rows(source)
+    found = logit(ids_NF, u, source.matrix(), source.triple_groups())
+    of_pairs = logit(ids_NF, u, source.matrix())
+    of_triples = found - of_pairs
+    assert (share * of_pairs**2).sum() == pytest.approx(0.7 * 2**2)
+    assert (share * of_triples**2).sum() == pytest.approx(0.3 * 2**2)
+    assert (share * of_pairs * of_triples).sum() == pytest.approx(0, abs=1e-9)
+    row = 1234
+    expected = 0.0
+    for (i, j, k), c in source.triple_groups():
+        for d, e, f in itertools.product(range(4), repeat=3):
+            a, b, h = ids_NF[row, [i, j, k]]
+            expected += c[d, e, f] * u[i, a, d] * u[j, b, e] * u[k, h, f]
+    assert of_triples[row] == pytest.approx(expected, abs=1e-12)
+
+
+def test_triples_meet_in_the_dimensions_that_kappa_says() -> None:
+    diagonal = np.zeros((4, 4, 4), bool)
+    diagonal[(np.arange(4),) * 3] = True
+    for kappa in (0.0, 0.5, 1.0):
+        source = dataclasses.replace(SMALL, kappa=kappa, triples=1.0)
+        tensors = np.stack([c for _, c in source.triple_groups()])
+        assert len(tensors) == 4
+        assert (source.matrix() == 0).all()
+        of_diagonal = tensors[:, diagonal]
+        if kappa == 1:
+            np.testing.assert_allclose(np.abs(tensors), np.abs(tensors[0, 0, 0, 0]))
+        else:
+            assert (tensors[:, ~diagonal] == 0).all()
+            alike = np.abs(of_diagonal.sum(axis=1))
+            np.testing.assert_allclose(alike, np.abs(of_diagonal).sum(1) if kappa == 0 else 0)
+
+
+def test_triples_do_not_change_what_pairs_are() -> None:
+    with_triples = dataclasses.replace(SMALL, triples=0.5)
+    np.testing.assert_array_equal(with_triples.pair_matrices(), SMALL.pair_matrices())
+    np.testing.assert_allclose(with_triples.matrix(), SMALL.matrix() * math.sqrt(0.5))
+    assert table(with_triples).select(SMALL.columns).equals(table(SMALL).select(SMALL.columns))
 
 
 @pytest.mark.parametrize("pairs", [0.3, 1])
@@ -238,6 +284,8 @@ def test_one_preparation_is_like_another(tmp_path: Path) -> None:
         ({"kappa": 1.01}, "kappa must be from 0 to 1, got 1.01"),
         ({"kappa": math.nan}, "kappa must be from 0 to 1, got nan"),
         ({"zipf": -0.1}, "zipf must be from 0 to 4, got -0.1"),
+        ({"triples": -0.5}, "triples must be from 0 to 1, got -0.5"),
+        ({"triples": 0.5, "fields": 2}, "triples is 0.5 and there are 2 fields: give fields 3"),
         ({"pairs": 2.0}, "pairs must be from 0 to 1, got 2.0"),
         ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
         ({"scale": math.inf}, "scale must be a positive number, got inf"),

@@ -27,14 +27,89 @@ TEACHER_WIDTH = flags_of(fields__attention_dim=4, fields__representation_dim=4)
 """That of the teacher's own vectors."""
 WIDE = flags_of(fields__attention_dim=16, fields__representation_dim=16)
 """Four times that, for groups of dimensions."""
+MATCHED = {
+    "lr": (200, {}),
+    "fm": (200, {}),
+    "fwfm": (199, {}),
+    "fvfm": (195, {}),
+    "fmfm": (179, {}),
+    "afm": (198, {"attention_width": 16}),
+    "cin": (165, {"layers": 1, "maps": 0}),
+    "dcn": (197, {"layers": 1, "dropout": 0}),
+    "cross_v2": (152, {"layers": 1}),
+    "autoint": (182, {"attention_layers": 1, "attention_width": 32, "heads": 2}),
+    "fi_gnn": (178, {"layers": 1}),
+    "graph_fm": (194, {"layers": 1, "attention_width": 16}),
+    "secn_shared": (197, {"layers": 1}),
+    "secn_full": (153, {"layers": 1}),
+    "secn_a": (61, {"layers": 1}),
+    "secn_a1": (177, {"layers": 1}),
+    "secn_b": (187, {"layers": 1}),
+}
+"""Networks beside a perceptron of one hidden layer, whose width makes all parameters outside the
+tables 10,000 within 5 %, on the teacher's 12 fields of width 4; and what else is set."""
 SURROUNDINGS = ("store", "hour_of_week", "age", "income", "household_size")
 """What the grocery log knows of a request."""
 SIDES = ("category", "department", "brand", "manufacturer")
 """What it knows of an item."""
+BY_WORTH = (
+    "store", "income", "age", "manufacturer", "department", "hour_of_week", "brand",
+    "household_size",
+)  # fmt: skip
+"""All of these but the category, in the order in which table context-fields ranks them."""
 
 
 def _one_layer(name: str, reference: str | None = None) -> Row:
     return Row(f"{name}-1", name, flags_of(model__crossing__layers=1), reference)
+
+
+def _matched_rows() -> tuple[Row, ...]:
+    """NFM's perceptron stands on its products, which are no wider than a field."""
+    rows = {name: {"deep": width, **others} for name, (width, others) in MATCHED.items()} | {
+        "nfm": {"deep": (96, 96), "dropout": 0}
+    }
+    return tuple(
+        Row(name, name, flags_of(**{f"model__crossing__{key}": of for key, of in flags.items()}))
+        for name, flags in rows.items()
+    )
+
+
+def _two_by_two_rows() -> tuple[Row, ...]:
+    """The head, by what it gets of the history; separation in each of its forms."""
+    mean = flags_of(model__sharing="shared", model__search="all", model__pooling="mean")
+    filters = flags_of(
+        model__crossing__form="filter",
+        model__crossing__residual=False,
+        model__crossing__layer_bias=False,
+    )
+    forms = {
+        "separation": (),
+        "separation-a1": (*filters, *flags_of(model__crossing__rank=1)),
+        "separation-a": filters,
+    }
+    return (
+        Row("mlp-mean", "mean_pooling"),
+        Row("mlp-search", "dare"),
+        *(
+            Row(f"{name}-{pooling}", "dare_separation", (*flags, *of_history))
+            for name, flags in forms.items()
+            for pooling, of_history in (("mean", mean), ("search", ()))
+        ),
+    )
+
+
+def _forward_rows() -> tuple[Row, ...]:
+    """One field more in each row, which is compared with the row before."""
+    labels = ("item", *(f"plus-{name}" for name in BY_WORTH))
+    return tuple(
+        Row(
+            label,
+            "secn_a1",
+            ("--fields.without", *BY_WORTH[number:]) if BY_WORTH[number:] else (),
+            labels[number - 1] if number else None,
+        )
+        for number, label in enumerate(labels)
+    )
 
 
 def _depth_rows() -> tuple[Row, ...]:
@@ -111,6 +186,13 @@ CROSSING_TABLES: dict[str, SweepTable] = {
             *(_one_layer(name, "secn_b-1") for name in ("secn_shared", "secn_b", "secn_full")),
         ),
     ),
+    "matched": SweepTable(
+        sentence="Which crossing is worth its parameters? Beside perceptrons, as many of all.",
+        axis="model",
+        reference="secn_b",
+        flags=(*TEACHER_WIDTH, *TEACHER),
+        rows=_matched_rows(),
+    ),
     "criteo-x1": SweepTable(
         sentence="The crossing networks on Criteo by the protocol of the published numbers (x1).",
         axis="model",
@@ -163,21 +245,18 @@ CROSSING_TABLES: dict[str, SweepTable] = {
             Row("without-surroundings", "secn_a1", ("--fields.without", *SURROUNDINGS)),
         ),
     ),
+    "context-fields-forward": SweepTable(
+        sentence="What does each field add? From item and category on, one field more a row.",
+        axis="field added",
+        reference="item",
+        rows=_forward_rows(),
+    ),
     "two-by-two": SweepTable(
         sentence="Separation in the head, attention over the history: what does each bring alone?",
         axis="head and pooling",
         reference="mlp-mean",
         flags=flags_of(history_length=100),
-        rows=(
-            Row("mlp-mean", "mean_pooling"),
-            Row("mlp-search", "dare"),
-            Row(
-                "separation-mean",
-                "dare_separation",
-                flags_of(model__sharing="shared", model__search="all", model__pooling="mean"),
-            ),
-            Row("separation-search", "dare_separation"),
-        ),
+        rows=_two_by_two_rows(),
     ),
     "two-by-two-fields": SweepTable(
         sentence="The same for self-attention over the fields of rows without histories.",
@@ -188,7 +267,10 @@ CROSSING_TABLES: dict[str, SweepTable] = {
             Row(f"{name}{suffix}", experiment, (*flags, *attention))
             for name, experiment, flags in (
                 ("lr", "lr", ()),
-                ("secn_b", "secn_b", flags_of(model__crossing__layers=1)),
+                *(
+                    (name, name, flags_of(model__crossing__layers=1))
+                    for name in ("secn_b", "secn_a1", "secn_a")
+                ),
             )
             for suffix, attention in (
                 ("", ()),

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data.sources.teacher import Teacher
 from data.store import EventStore, Field
+from modules.crossing import make_crossing
 from trainer.state import build_ranker
 from trainer.sweep.cells import experiment_of
 from trainer.sweep.crossing_tables import SIDES, SURROUNDINGS
@@ -64,6 +66,16 @@ def test_every_row_is_a_model(table: str, store: Path) -> None:
         assert ranker.config == experiment.model
         tables = " ".join(name for name, _ in ranker.named_modules())
         assert not any(f"_{name}" in tables for name in experiment.fields.without)
+
+
+@pytest.mark.parametrize("row", TABLES["matched"].rows, ids=lambda row: row.label)
+def test_matched_networks_have_as_many_parameters(row: Row) -> None:
+    """Outside the tables, on the fields of the teacher's log."""
+    config = experiment_of(row, (*TABLES["matched"].flags, *row.flags)).model.crossing
+    assert config.dropout == 0
+    network = make_crossing(config, Teacher.fields, Teacher.width)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert 0.95 < count / 10_000 < 1.05
 
 
 @pytest.mark.parametrize("name", STEP_TABLES)
