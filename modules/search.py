@@ -16,6 +16,7 @@ from torch import Tensor
 
 from modules.bags import Ids
 from modules.jagged import Block, blocks, first_rows
+from modules.ordering import ascending, highest
 
 
 class Selection(NamedTuple):
@@ -109,9 +110,9 @@ def top_k(
     for block in of_blocks:
         ranks_BCL = rank(block).masked_fill(~block.row_mask[:, None], -torch.inf)
         kept = min(k, block.rows.shape[1])
-        highest_BCK, best_BCK = ranks_BCL.topk(kept, dim=-1)
+        best_BCK = highest(ranks_BCL, kept)
         rows[block.candidates, :kept] = _pick(block.rows, best_BCK)
-        valid[block.candidates, :kept] = highest_BCK != -torch.inf
+        valid[block.candidates, :kept] = ranks_BCL.gather(2, best_BCK) != -torch.inf
     return Selection(rows[:-1] * valid[:-1], valid[:-1])
 
 
@@ -164,7 +165,7 @@ def sample_others(
     # the n-th event that was not chosen: step over the chosen ones before it
     past_the_end = torch.iinfo(torch.int64).max
     position = (chosen.rows - first_row[:, None]).masked_fill(~chosen.valid, past_the_end)
-    position = position.sort(dim=1).values
+    position = ascending(position)
     free_before = position - torch.arange(position.shape[1], device=length.device)
     others = nth + torch.searchsorted(free_before, nth, right=True)
     rows = (first_row[:, None] + others) * valid

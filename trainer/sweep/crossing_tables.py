@@ -48,6 +48,17 @@ MATCHED = {
 }
 """Networks beside a perceptron of one hidden layer, whose width makes all parameters outside the
 tables 10,000 within 5 %, on the teacher's 12 fields of width 4; and what else is set."""
+MATCHED_ALONE = {
+    "dnn": {"deep": 24, "dropout": 0},
+    "afm": {"attention_width": 200},
+    "cin": {"layers": 1, "maps": 8},
+    "cross_v2": {"layers": 1, "rank": 12},
+    "autoint": {"attention_layers": 1, "attention_width": 40, "heads": 2},
+    "secn_a": {"layers": 1, "maps": 2},
+    "secn_a1": {"layers": 1},
+    "secn_b": {"layers": 2},
+}
+"""Networks without a perceptron, 1,215 parameters within 5 % by their own sizes."""
 SURROUNDINGS = ("store", "hour_of_week", "age", "income", "household_size")
 """What the grocery log knows of a request."""
 SIDES = ("category", "department", "brand", "manufacturer")
@@ -64,13 +75,21 @@ def _one_layer(name: str, reference: str | None = None) -> Row:
 
 
 def _matched_rows() -> tuple[Row, ...]:
-    """NFM's perceptron stands on its products, which are no wider than a field."""
-    rows = {name: {"deep": width, **others} for name, (width, others) in MATCHED.items()} | {
-        "nfm": {"deep": (96, 96), "dropout": 0}
-    }
-    return tuple(
-        Row(name, name, flags_of(**{f"model__crossing__{key}": of for key, of in flags.items()}))
-        for name, flags in rows.items()
+    """Beside perceptrons, then alone."""
+
+    def row(label: str, name: str, settings: dict[str, object], reference: str) -> Row:
+        flags = {f"model__crossing__{key}": value for key, value in settings.items()}
+        return Row(label, name, flags_of(**flags), reference)
+
+    beside = {name: {"deep": width, **others} for name, (width, others) in MATCHED.items()}
+    # NFM's perceptron stands on its products, which are no wider than a field
+    beside["nfm"] = {"deep": (96, 96), "dropout": 0}
+    return (
+        *(row(name, name, settings, "secn_b") for name, settings in beside.items()),
+        *(
+            row(f"{name}-alone", name, settings, "secn_b-alone")
+            for name, settings in MATCHED_ALONE.items()
+        ),
     )
 
 
@@ -187,7 +206,7 @@ CROSSING_TABLES: dict[str, SweepTable] = {
         ),
     ),
     "matched": SweepTable(
-        sentence="Which crossing is worth its parameters? Beside perceptrons, as many of all.",
+        sentence="Which crossing is worth its parameters? Networks of equal size.",
         axis="model",
         reference="secn_b",
         flags=(*TEACHER_WIDTH, *TEACHER),
