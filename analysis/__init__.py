@@ -1,1 +1,1 @@
-"""What search, attention and gradients do: sums over batches, and statistics of them."""
+"""What search, attention, gradients and fields do: sums over batches, and statistics of them."""

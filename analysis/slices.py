@@ -70,7 +70,7 @@ def by_size(values: np.ndarray, buckets: int = BUCKETS) -> list[Slice]:
     inner = np.quantile(values, np.arange(1, buckets) / buckets, method="higher")
     edges = np.unique([values.min(), *inner, values.max() + 1])
     return [
-        Slice(_range(low, high - 1), (values >= low) & (values < high))
+        Slice(range_name(low, high - 1), (values >= low) & (values < high))
         for low, high in itertools.pairwise(edges)
     ]
 
@@ -93,5 +93,6 @@ def name_of(original: object) -> str:
     return "unknown" if original is None else str(original)
 
 
-def _range(low: int, high: int) -> str:
+def range_name(low: int, high: int) -> str:
+    """Whole numbers from ``low`` to ``high``, both included."""
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"

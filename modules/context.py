@@ -22,6 +22,8 @@ class ContextConfig:
     """(name, num_embeddings) of each categorical field; id 0 is "unknown"."""
     numbers: tuple[str, ...] = ()
     """Names of the numeric fields."""
+    number_columns: tuple[int, ...] = ()
+    """Where they stand among the numbers of a batch; (): they are all of them, in this order."""
     width: int = 16
     """D, of every field."""
     init_std: float = 0.01
@@ -61,6 +63,7 @@ class ContextFields(nn.Module):
         if first_order and config.fields:
             self.first_order = FirstOrder(config.fields, "context", device)
             self.init_std |= self.first_order.init_std
+        self.number_columns = [*config.number_columns] or slice(None)
         if config.numbers:
             self.numbers = Numbers(
                 len(config.numbers), config.width, vectors=vectors, first_order=first_order
@@ -76,7 +79,7 @@ class ContextFields(nn.Module):
         if self.first_order is not None:
             first_order = self.first_order(ids)
         if self.numbers is not None:
-            vectors, weights = self.numbers(numbers)
+            vectors, weights = self.numbers(numbers[:, self.number_columns])
             rows.append(vectors)
             first_order = first_order + weights
         return torch.cat(rows, dim=1), first_order

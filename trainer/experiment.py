@@ -118,9 +118,11 @@ class FieldWidths:
             users: of the store.
         """
         fields = [("user", users)] if self.user else []
+        columns = tuple(place for place, name in enumerate(numbers) if name not in self.without)
         return ContextConfig(
             fields=tuple(f for f in (*fields, *vocabularies) if f[0] not in self.without),
-            numbers=tuple(name for name in numbers if name not in self.without),
+            numbers=tuple(numbers[place] for place in columns),
+            number_columns=columns if len(columns) < len(numbers) else (),
             width=self.representation_dim,
             init_std=self.representation_init_std,
         )

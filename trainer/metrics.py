@@ -202,6 +202,24 @@ def calibration_curve(
     return CalibrationCurve(bin_means(probability), bin_means(label), count)
 
 
+def expected_calibration_error(probability: np.ndarray, label: np.ndarray, bins: int = 10) -> float:
+    r"""Mean distance of what was predicted from what happened, in bins of equal width.
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{n} \, \lvert \bar y_b - \bar p_b \rvert
+
+    with the share of positives and the mean probability of the n_b candidates whose probability is
+    in [b / bins, (b + 1) / bins), 1 in the last one (Naeini et al. 2015, Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599). NaN of no candidates.
+    """
+    if bins <= 0:
+        raise ValueError(f"bins must be positive, got {bins}.")
+    _check_values(probability, label)
+    probability = np.asarray(probability, np.float64)
+    number = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    apart = np.bincount(number, np.asarray(label) - probability, minlength=bins)
+    return float(np.abs(apart).sum() / len(label)) if len(label) else math.nan
+
+
 def binomial_interval(share: np.ndarray, count: np.ndarray) -> np.ndarray:
     """(2, bins) Wilson's 95 % interval of shares of ``count`` candidates: never leaves [0, 1]."""
     z = 1.96

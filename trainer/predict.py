@@ -93,12 +93,14 @@ def predict(
     experiment: Experiment,
     ranks: Ranks,
     *,
+    change: Callable[[RankingBatch], RankingBatch] = lambda batch: batch,
     each_batch: Callable[[RankerOutput, RankingBatch], None] = lambda output, batch: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Predictions:
     """Scores every candidate of a split once. Collective; every rank gets all predictions.
 
     Args:
+        change: makes of each batch the one that is scored; what happened is that of the first.
         each_batch: sees each output of this rank with its batch.
         progress: told of the batches done and their number.
     """
@@ -108,7 +110,7 @@ def predict(
     rows: list[Tensor] = []
     for done, batch in enumerate(loader, start=1):
         batch = batch.to(ranks.device)
-        output = forward(model, batch)
+        output = forward(model, change(batch))
         each_batch(output, batch)
         rows.append(_rows(output, batch))
         progress(done, len(loader))

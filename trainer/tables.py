@@ -42,6 +42,32 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
 _RESULT_COLUMNS = ["AUC", "95 % interval", "GAUC", "log loss", "NE", "calib.", "samples/s"]
 
 
+def importance_table(importance: Mapping[str, Any], most: int = 15) -> Table:
+    """One row per field, the most important first.
+
+    Args:
+        importance: of an ``analysis-*.json``
+        most: rows that are shown
+    """
+    fields = sorted(importance["fields"], key=lambda field: -(field["auc_lost"] or 0.0))
+    table = _table("Lost when a field is permuted", ["field"], ["AUC", "95 % interval", "log loss"])
+    for field in fields[:most]:
+        low, high = map(formats.signed, field["auc_lost_interval"])
+        table.add_row(
+            field["field"],
+            formats.signed(field["auc_lost"]),
+            f"{low} to {high}",
+            formats.signed(field["logloss_lost"]),
+        )
+    table.caption = (
+        f"Mean of {importance['permutations']} permutations. Interval: bootstrap over "
+        f"{importance['resampled']}s."
+    )
+    if len(fields) > most:
+        table.caption += f"\n{len(fields) - most} fields that lose less are in the report."
+    return table
+
+
 def plan_table(plan: Mapping[str, Any]) -> Table:
     """One row per embedding table and a total.
 

@@ -75,27 +75,37 @@ class HistoryEncoder(nn.Module):
             (B, C, 2, D): z* and the mean of U; zeros without history.
         """
         encoded = self.encode(events, valid)
-        scores_BCT = targets @ encoded.mT / events.shape[2] ** 0.5
+        scores_BCT = self.target_scores(targets, encoded)
         count = valid.sum(1, keepdim=True).clamp(min=1)
         mean_BCT = (valid.to(encoded.dtype) / count)[:, None].expand_as(scores_BCT)
         weights_BCT = masked_softmax(scores_BCT, valid[:, None])
         return torch.stack([weights_BCT @ encoded, mean_BCT @ encoded], dim=2)
 
+    def target_scores(self, targets: Tensor, encoded: Tensor) -> Tensor:
+        """(B, C, D) and (B, T, D) -> (B, C, T), of which the softmax is taken."""
+        return targets @ encoded.mT / encoded.shape[2] ** 0.5
+
     def encode(self, events: Tensor, valid: Tensor) -> Tensor:
         """(B, T, D) and (B, T) -> U (B, T, D); what stands at padding means nothing."""
         # what an absent event holds must not reach a sum, not even times zero
         events = events.masked_fill(~valid.unsqueeze(2), 0)
-        newer = valid.flip(1).cumsum(1).flip(1) - valid.long()
-        placed = events + self.place(newer.clamp(max=self.place.num_embeddings - 1))
-        projected = self.in_projection(placed).unflatten(2, (3, self.heads, -1))
-        q_BETa, k_BETa, v_BETa = projected.permute(2, 0, 3, 1, 4)
-        mask = self._mask(valid)
+        q_BETa, k_BETa, v_BETa = self.project(events, valid)
+        mask = self.mask(valid)
         attended = F.scaled_dot_product_attention(q_BETa, k_BETa, v_BETa, attn_mask=mask)
         attended = self.out_projection(attended.transpose(1, 2).flatten(2))
         encoded = self.attention_norm(events + attended)
         return self.forward_norm(encoded + self.feed_forward(encoded))
 
-    def _mask(self, valid: Tensor) -> Tensor:
+    def project(self, events: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) and (B, T) -> queries, keys and values of the self-attention, (B, E, T, D / E)
+        each.
+        """
+        newer = valid.flip(1).cumsum(1).flip(1) - valid.long()
+        placed = events + self.place(newer.clamp(max=self.place.num_embeddings - 1))
+        projected = self.in_projection(placed).unflatten(2, (3, self.heads, -1))
+        return projected.permute(2, 0, 3, 1, 4).unbind()
+
+    def mask(self, valid: Tensor) -> Tensor:
         """(B, 1, 1 or T, T) bool: which keys a query sees. Each sees one at least, for a softmax
         over nothing is NaN in some kernels.
         """

@@ -101,6 +101,22 @@ def test_a_missing_number_passes_no_gradient_to_the_vector_of_known_ones() -> No
     assert module.missing_weights.grad.tolist() == [3.0]
 
 
+def test_of_the_batch_s_numbers_only_its_own_are_read() -> None:
+    chosen = ContextConfig(numbers=("b", "d"), number_columns=(1, 3), width=4)
+    alone = ContextConfig(numbers=("b", "d"), width=4)
+    torch.manual_seed(0)
+    fields_of_some, fields_of_all = ContextFields(chosen), ContextFields(alone)
+    fields_of_all.load_state_dict(fields_of_some.state_dict())
+    nothing, numbers = (
+        bags({"user": torch.zeros(5).long()}, torch.ones(5).long()),
+        torch.randn(5, 4),
+    )
+    found = fields_of_some(nothing, numbers)
+    expected = fields_of_all(nothing, numbers[:, [1, 3]])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_context_fields_are_rows_of_their_tables_then_numbers() -> None:
     torch.manual_seed(0)
     module = ContextFields(CONTEXT)

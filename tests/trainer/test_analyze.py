@@ -16,7 +16,9 @@ from data.store import EventStore
 from tests.ranks import run_ranks
 from tests.trainer.conftest import MakeRun
 from tests.trainer.small_runs import EXPERIMENT, SOURCE, ranks_of, read, train
-from trainer.analyze import Subject, analyze_run, measure
+from trainer.analyses.histories import measure
+from trainer.analyses.subject import Subject
+from trainer.analyze import analyze_run
 from trainer.checkpoint import Position
 from trainer.progress import Display
 from trainer.report.analysis_page import write_analysis_report
@@ -80,7 +82,7 @@ def test_the_numbers_are_there(analyzed: Path, recorded: Path) -> None:
     quality = content["search_quality"]
     assert quality["agreement_with_exact"] == pytest.approx(1)
     assert quality["candidates"] <= summary["samples"]
-    for parts in content["parts"].values():
+    for parts in (*content["parts"].values(), content["rarity"]["bins"]):
         assert sum(part["samples"] for part in parts) == summary["samples"]
     tables = {table["name"] for table in read(recorded, "plan.json")["tables"]}
     assert content["norms"].keys() == tables
@@ -92,6 +94,7 @@ def test_the_page_needs_nothing_else_and_says_what_the_numbers_say(analyzed: Pat
     assert page.rstrip().endswith("</html>")
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
     assert page.count("<svg") == page.count("<figcaption") > 8
+    assert page.count("<table>") == 3  # spread of attention, rare ids, precision
     content = read(analyzed, "analysis-best.json")
     share = content["gradients"]["conflicting_steps"]
     assert f"negative in {100 * share:.0f}\N{NO-BREAK SPACE}% of the steps" in page

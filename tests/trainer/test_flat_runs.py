@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,7 @@ from data.store import EventStore, read_arrow
 from modules.crossing.presets import PRESETS
 from tests.data.flat_logs import criteo_rows, write_criteo
 from tests.ranks import RankError
-from tests.trainer.small_runs import EXPERIMENT, ranks_of, read, stop_at, train
-from trainer.analyze import analyze_run
+from tests.trainer.small_runs import EXPERIMENT, read, stop_at, train
 from trainer.experiment import Experiment, FieldWidths
 from trainer.experiments import EXPERIMENTS
 from trainer.run_folder import read_experiment
@@ -120,7 +120,7 @@ def test_a_model_that_reads_histories_is_refused_where_there_are_none(criteo: Pa
         build_ranker(EXPERIMENTS["dare"](), EventStore.open(criteo))
 
 
-def test_fields_of_the_context_can_be_left_out(criteo: Path) -> None:
+def test_fields_of_the_context_can_be_left_out(criteo: Path, tmp_path: Path) -> None:
     store = EventStore.open(criteo)
     experiment = small("secn_a")
     fewer = dataclasses.replace(experiment.fields, without=("C3", "I1"))
@@ -129,15 +129,11 @@ def test_fields_of_the_context_can_be_left_out(criteo: Path) -> None:
     assert any("context_C2" in name for name in names)
     assert not any("context_C3" in name for name in names)
     assert ranker.context.numbers.vectors.shape[0] == len(store.numbers) - 1
+    summary = train(criteo, tmp_path / "run", 1, experiment.changed(fields=fewer))
+    assert math.isfinite(summary["logloss"])
     unknown = dataclasses.replace(experiment.fields, without=("C99",))
     with pytest.raises(InputError, match=r"without names .'C99'"):
         build_ranker(experiment.changed(fields=unknown), store)
-
-
-def test_there_is_no_search_to_analyze(criteo: Path, tmp_path: Path) -> None:
-    train(criteo, tmp_path / "run", 1, small("fm"))
-    with pytest.raises(InputError, match="reads no history"):
-        analyze_run(tmp_path / "run", criteo, None, "best", "test", (), ranks_of(0, 1))
 
 
 def test_gradients_of_no_attention_are_not_recorded(criteo: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from trainer.metrics import (
     binomial_interval,
     calibration_curve,
     evaluate,
+    expected_calibration_error,
     grouped_auc,
     paired_difference,
 )
@@ -51,6 +52,20 @@ def test_auc_and_log_loss_agree_with_scikit_learn() -> None:
 def test_a_tie_between_a_positive_and_a_negative_counts_half() -> None:
     # pairs (positive, negative): .5 > .2 counts 1, .5 = .5 counts a half
     assert evaluate(of([0.5, 0.5, 0.2], [1, 0, 0])).auc == 0.75
+
+
+def test_the_expected_calibration_error_by_hand() -> None:
+    # bins [0, .1): .05 of 2 rows, 1 click; [.3, .4): .3 and .34, none; [.9, 1]: .9 and 1, both
+    probability = np.array([0.05, 0.05, 0.3, 0.34, 0.9, 1.0])
+    label = np.array([1, 0, 0, 0, 1, 1])
+    expected = (2 * (0.5 - 0.05) + 2 * 0.32 + 2 * (1 - 0.95)) / 6
+    assert expected_calibration_error(probability, label) == pytest.approx(expected)
+    # a single bin compares the means
+    together = abs(probability.mean() - 0.5)
+    assert expected_calibration_error(probability, label, bins=1) == pytest.approx(together)
+    assert math.isnan(expected_calibration_error(np.array([]), np.array([])))
+    with pytest.raises(ValueError, match="bins must be positive"):
+        expected_calibration_error(probability, label, bins=0)
 
 
 def test_normalized_entropy_and_calibration_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""``twofold analyze RUN``: what a trained run's search, attention and gradients do."""
+"""``twofold analyze RUN``: what a trained run follows, what that is worth, where it is right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +44,11 @@ def _parser(
     split: Split = "test",
     beside: tuple[Path, ...] = (),
 ) -> Order:
-    """Measures what a trained run's search finds, what its attention follows and where it is right.
+    """Measures what a trained run follows and where it is right.
+
+    Of a model that reads histories: what its search finds and its attention follows. Of a model
+    over fields alone: what each field is worth, by permuting it, and its filters by pair of fields.
+    Of both: metrics by user, by category and by the rarest id of a row.
 
     Example: twofold analyze runs/dare --beside runs/twin/analysis-best.json
 

@@ -15,6 +15,7 @@ from trainer.report.figures import (
     _INK,
     _MUTED,
     _SURFACE,
+    WIDTH,
     Series,
     _beside,
     _figure,
@@ -127,6 +128,80 @@ def heat_map(
         for row, name in enumerate(rows):
             ink = _INK if row == marked else _MUTED
             _beside(axes, "left", row, _shorten(name, ROW_NAME_LENGTH), ink)
+        return _svg(figure, describe)
+
+
+def square_map(
+    values: np.ndarray, names: Sequence[str], color: int | None, describe: str
+) -> Markup:
+    """Cells by two of the same things, as opaque as their value between 0 and the most.
+
+    Args:
+        values: (n, n), symmetric: what is above the diagonal is not drawn.
+        names: n of them.
+        color: of the run; None of no run.
+        describe: for those who cannot see it.
+    """
+    left, below = 144, 104  # for names
+    size = len(names) * min(22, (WIDTH - left - 8) / len(names))
+    with _figure(
+        height=round(size) + below + 8,
+        left=left,
+        right=round(WIDTH - left - size),
+        bottom=below,
+        top=8,
+    ) as (figure, axes):
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(visible=False)
+        for row, column in zip(*np.tril_indices(len(names)), strict=True):
+            axes.add_patch(
+                Rectangle(
+                    (column - 0.47, row - 0.47),
+                    0.94,
+                    0.94,
+                    facecolor=_run_color(color),
+                    alpha=0.03 + 0.97 * float(values[row, column] / max(values.max(), 1e-300)),
+                    linewidth=0,
+                )
+            )
+        axes.set_yticks(range(len(names)), labels=["" for _ in names])
+        short = [_shorten(name, NAME_LENGTH) for name in names]
+        axes.set_xticks(range(len(names)), labels=short, rotation=90)
+        for row, name in enumerate(names):
+            _beside(axes, "left", row, _shorten(name, ROW_NAME_LENGTH), _MUTED)
+        return _svg(figure, describe)
+
+
+def bars(names: Sequence[str], series: Sequence[Series], describe: str) -> Markup:
+    """A row for each name, a bar from 0 with its interval for each run.
+
+    Args:
+        names: of the rows.
+        series: ``x`` the values, ``band`` their intervals; NaN where there is none.
+        describe: for those who cannot see it.
+    """
+    row_height = 8 + 11 * len(series)
+    height = 52 + row_height * len(names)
+    right = 92 if len(series) > 1 else 24
+    with _figure(height=height, left=150, right=right, bottom=34, top=8) as (figure, axes):
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), labels=["" for _ in names])
+        thick = 9 / row_height
+        for number, run in enumerate(series):
+            at = np.arange(len(names)) + (number - (len(series) - 1) / 2) * 11 / row_height
+            axes.barh(at, run.x, thick, color=_run_color(run.color), alpha=0.45, linewidth=0)
+            if run.band is not None:
+                axes.hlines(at, *run.band, color=_run_color(run.color), linewidth=2)
+        axes.axvline(0, color=_MUTED, linewidth=1)
+        for row, name in enumerate(names):
+            _beside(axes, "left", row, _shorten(name, ROW_NAME_LENGTH), _MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        _number_ticks(axes.xaxis)
+        if len(series) > 1:
+            _legend(axes, series)
         return _svg(figure, describe)
 
 

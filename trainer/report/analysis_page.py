@@ -7,13 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError
-from trainer.report import gradient_sections, outcome_sections, search_sections
+from trainer.report import (
+    field_sections,
+    gradient_sections,
+    outcome_sections,
+    precision_sections,
+    search_sections,
+)
 from trainer.report.analysis_parts import Analysis
 from trainer.report.figures import COLORS
 from trainer.report.templates import environment
 
-KEYS = ("model", "run", "split", "search", "search_quality", "attention", "parts")
+KEYS = ("model", "run", "split", "data", "parts")
 """What tells an analysis from another JSON file."""
+OF_HISTORIES = (
+    search_sections.search,
+    precision_sections.spread,
+    search_sections.maps,
+    search_sections.quality,
+    gradient_sections.gradients,
+    outcome_sections.discriminability,
+    outcome_sections.lags,
+    outcome_sections.norms,
+)
+"""Sections about models that read histories; all others are about any model."""
 
 
 def write_analysis_report(path: Path, files: Sequence[Path]) -> None:
@@ -27,15 +44,14 @@ def write_analysis_report(path: Path, files: Sequence[Path]) -> None:
         InputError: a file is missing, or no analysis.
     """
     analyses = load_analyses(files)
+    readers = [analysis for analysis in analyses if "search" in analysis.content]
     sections = [
-        search_sections.search(analyses),
-        search_sections.maps(analyses),
-        search_sections.quality(analyses),
-        gradient_sections.gradients(analyses),
-        outcome_sections.discriminability(analyses),
+        field_sections.importance(analyses),
+        field_sections.pairs(analyses),
+        *(section(readers) for section in OF_HISTORIES if readers),
         outcome_sections.parts(analyses),
-        outcome_sections.lags(analyses),
-        outcome_sections.norms(analyses),
+        field_sections.rarity(analyses),
+        precision_sections.precision(analyses),
     ]
     html = (
         environment()

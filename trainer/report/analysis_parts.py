@@ -20,14 +20,24 @@ class Analysis:
     content: Json
 
 
+class Table(NamedTuple):
+    """Numbers of one run."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    caption: str
+
+
 class Section(NamedTuple):
-    """Pictures of one question."""
+    """Pictures and numbers of one question."""
 
     title: str
     about: str
     notes: list[str]
     groups: list[list[Panel]]
     """Each begins a row."""
+    tables: Sequence[Table] = ()
 
 
 def percent(share: float | None, digits: int = 0) -> str:

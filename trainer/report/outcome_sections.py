@@ -67,7 +67,9 @@ def parts(analyses: Sequence[Analysis]) -> Section | None:
     panels = []
     for name, first in analyses[0].content["parts"].items():
         labels = [entry["part"] for entry in first]
-        same = [a for a in analyses if [e["part"] for e in a.content["parts"][name]] == labels]
+        same = [
+            a for a in analyses if [e["part"] for e in a.content["parts"].get(name, ())] == labels
+        ]
         series = []
         for a in same:
             entries = a.content["parts"][name]

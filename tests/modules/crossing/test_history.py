@@ -98,7 +98,7 @@ def test_every_query_sees_a_key(causal: bool) -> None:
     """Also where there is no history: not every kernel's softmax over nothing is zero."""
     _, valid, _ = some_history((0, 2, 4))
     for mask in (valid, valid.flip(1)):
-        assert make(causal=causal)._mask(mask).any(dim=3).all()
+        assert make(causal=causal).mask(mask).any(dim=3).all()
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -1,0 +1,1 @@
+"""What ``twofold analyze`` measures, by what a model reads."""
