@@ -179,6 +179,11 @@ class EventStore:
         return list(self.info.numbers)
 
     @property
+    def users(self) -> int:
+        """Users with rows; dense ids are below it."""
+        return self.info.users
+
+    @property
     def flat(self) -> bool:
         """Whether the requests are rows of a table, without users and histories."""
         return self.info.flat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -24,14 +25,11 @@ from torchrec.distributed.types import (
     ShardingType,
 )
 
+from sharding.errors import PlanError
 from sharding.narrow import ROW_FLOATS
 from sharding.weighted_bags import WeightedBags
 
 ShardingKind = Literal["table_wise", "row_wise", "column_wise"]
-
-
-class PlanError(ValueError):
-    """What was asked of the tables cannot be had on this machine: the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +119,8 @@ def choose_plan(
     configs = [t for _, bags in collections(model) for t in bags.embedding_bag_configs()]
     tables = {table.name: table.num_embeddings for table in configs}
     sizes = {table.name: table.num_embeddings * table.embedding_dim for table in configs}
-    _refuse_odd_widths(configs)
-    if unknown := config.table_kinds.keys() - tables.keys():
-        raise PlanError(
-            f"Sharding set for unknown tables {sorted(unknown)}; there are {list(tables)}."
-        )
+    refuse_odd_widths(configs)
+    refuse_unknown_tables(config, tables)
     capacity = int(config.memory_gib * 2**30)
     topology = Topology(
         world_size=world_size,
@@ -141,7 +136,7 @@ def choose_plan(
             batch_size=lookups_per_rank,
             constraints={
                 name: ParameterConstraints(
-                    sharding_types=_allowed_kinds(name, rows, world_size, allowed),
+                    sharding_types=allowed_kinds(name, rows, world_size, allowed),
                     compute_kernels=["fused"],
                     pooling_factors=[1.0],
                 )
@@ -183,7 +178,16 @@ def _preferences(config: ShardingConfig, sizes: dict[str, int]) -> list[Sharding
     return [*preferred, config]
 
 
-def _refuse_odd_widths(tables: list[EmbeddingBagConfig]) -> None:
+def refuse_unknown_tables(config: ShardingConfig, tables: Iterable[str]) -> None:
+    """Raises PlanError for a table of ``config`` that is none of ``tables``."""
+    if unknown := config.table_kinds.keys() - {*tables}:
+        raise PlanError(
+            f"Sharding set for unknown tables {sorted(unknown)}; there are {list(tables)}."
+        )
+
+
+def refuse_odd_widths(tables: list[EmbeddingBagConfig]) -> None:
+    """Raises PlanError where FBGEMM has no rows of a table's width."""
     for table in tables:
         if table.embedding_dim % ROW_FLOATS:
             upwards = ROW_FLOATS * math.ceil(table.embedding_dim / ROW_FLOATS)
@@ -193,7 +197,7 @@ def _refuse_odd_widths(tables: list[EmbeddingBagConfig]) -> None:
             )
 
 
-def _allowed_kinds(
+def allowed_kinds(
     name: str, rows: int, world_size: int, config: ShardingConfig
 ) -> list[ShardingKind]:
     """Without row-wise where it would leave a rank without a row: FBGEMM has no empty tables."""

@@ -20,6 +20,7 @@ usage: twofold COMMAND [options]        twofold COMMAND --help
 
   doctor     is this machine ready? versions, FBGEMM, devices, limits
   prepare    turn a log into an event store
+  plan       what fits on which cluster, how fast and why, before one is rented
   train      train an experiment on a store
   evaluate   score a trained run's checkpoint on a split
   analyze    measure what a run's search and attention follow, in pictures
@@ -31,7 +32,7 @@ Several processes:  torchrun --nproc-per-node 2 -m trainer.main train ...
                     torchx run -- -j 1x2 -- EXPERIMENT --data STORE --out RUN
 Exit codes: 0 done, 1 failure, 2 wrong usage, wrong input or Ctrl-C.
 """
-COMMANDS = ("doctor", "prepare", "train", "evaluate", "analyze", "topk", "sweep", "demo")
+COMMANDS = ("doctor", "prepare", "plan", "train", "evaluate", "analyze", "topk", "sweep", "demo")
 
 
 def main() -> NoReturn:

@@ -51,7 +51,7 @@ def process_group() -> Iterator[Ranks]:
     die in its exit handlers. A user's mistake or Ctrl-C becomes one message, whoever sees it,
     and exit code 2; SIGTERM, by which torchrun ends the other ranks, an exception.
     """
-    _quiet_dependencies()
+    quiet_dependencies()
     keep_freed_memory()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
@@ -119,7 +119,7 @@ def _end(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _quiet_dependencies() -> None:
+def quiet_dependencies() -> None:
     """Silences warnings of the libraries about their own ways of calling each other."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger("torch.fx").setLevel(logging.ERROR)

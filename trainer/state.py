@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -21,6 +23,7 @@ from modules.loss import Losses, ranking_losses
 from modules.ranker import LifelongRanker, RankerOutput
 from modules.tables import FieldConfig
 from sharding.apply import set_table_learning_rate, shard
+from sharding.given_plan import given_plan
 from sharding.narrow import hold_narrow_tables
 from sharding.plan import choose_plan, describe_plan
 from sharding.search_tables import read_live_tables, read_replica, refresh_replica
@@ -68,9 +71,31 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def build_ranker(
-    experiment: Experiment, store: EventStore, *, world_size: int = 1
-) -> LifelongRanker:
+class Schema(Protocol):
+    """What a model has to know of a log: an EventStore says it, and a log that is yet to come."""
+
+    @property
+    def fields(self) -> list[tuple[str, int]]:
+        """(name, num_embeddings) of the events' fields."""
+
+    @property
+    def context(self) -> list[tuple[str, int]]:
+        """Of the requests' fields."""
+
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the requests' numbers."""
+
+    @property
+    def users(self) -> int:
+        """How many."""
+
+    @property
+    def flat(self) -> bool:
+        """Whether there are no histories."""
+
+
+def build_ranker(experiment: Experiment, store: Schema, *, world_size: int = 1) -> LifelongRanker:
     """The model of an experiment for the fields of a store; its tables hold no memory yet.
 
     Raises:
@@ -101,7 +126,7 @@ def _sums_rows(experiment: Experiment, world_size: int) -> bool:
 
 
 def fields_of(
-    experiment: Experiment, store: EventStore
+    experiment: Experiment, store: Schema
 ) -> tuple[tuple[FieldConfig, ...], ContextConfig]:
     """What the model sees of events and candidates, and of requests.
 
@@ -120,7 +145,7 @@ def fields_of(
         time_gap=experiment.time_gap,
         others=[*(name for name, _ in store.context), *store.numbers],
     )
-    context = experiment.fields.context(store.context, store.numbers, store.info.users)
+    context = experiment.fields.context(store.context, store.numbers, store.users)
     if store.flat:  # its rows are all of one item, which says nothing
         events = ()
     elif not reads_history:  # what a candidate has none of: recency, action
@@ -154,18 +179,37 @@ def plan_ranker(
     return plan, described
 
 
-def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> TrainState:
-    """A sharded model at its start, with its optimizers."""
+def build_state(
+    experiment: Experiment,
+    store: EventStore,
+    ranks: Ranks,
+    given: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """A sharded model at its start, with its optimizers.
+
+    Args:
+        experiment: what to train.
+        store: on what.
+        ranks: who this process is.
+        given: a plan of a cluster, from plan.json; None: the planner chooses.
+
+    Raises:
+        PlanError: no plan fits, or the given one is of other tables.
+    """
     ranker = build_ranker(experiment, store, world_size=ranks.world_size)
     hold_narrow_tables(ranker)
-    plan, described = plan_ranker(
-        ranker,
-        experiment,
-        store,
-        world_size=ranks.world_size,
-        local_world_size=ranks.local_world_size,
-        device_type=ranks.device.type,
-    )
+    on = {
+        "world_size": ranks.world_size,
+        "local_world_size": ranks.local_world_size,
+        "device_type": ranks.device.type,
+    }
+    if given is None:
+        plan, described = plan_ranker(ranker, experiment, store, **on)
+    else:
+        plan = given_plan(ranker, given["tables"], **on)
+        described = describe_plan(
+            ranker, plan, world_size=ranks.world_size, optimizer=experiment.tables.kind
+        )
     model = shard(
         ranker, plan, optimizer=experiment.tables, device=ranks.device, seed=experiment.seed
     )
@@ -174,12 +218,19 @@ def build_state(experiment: Experiment, store: EventStore, ranks: Ranks) -> Trai
     elif ranker.reads_history:
         read_live_tables(ranker)
     dense = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(model.named_parameters())),
+        _trained(in_backward_optimizer_filter(model.named_parameters())),
         lambda parameters: torch.optim.Adam(
             parameters, lr=experiment.dense_learning_rate, fused=True
         ),
     )
     return TrainState(model, CombinedOptimizer([model.fused_optimizer, dense]), dense, described)
+
+
+def _trained(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Those that a gradient reaches. Adam has no slots for others, but would be given some before
+    a checkpoint is read.
+    """
+    return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
 
 def forward(model: torch.nn.Module, batch: RankingBatch) -> RankerOutput:

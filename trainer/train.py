@@ -22,6 +22,7 @@ from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import Experiment
 from trainer.meter import Meter, bound_by
 from trainer.metrics import Metrics, Predictions, calibration_curve, evaluate
+from trainer.planning.follow import compared, prediction, read_plan
 from trainer.predict import (
     AttentionByRecency,
     LookupCounter,
@@ -46,9 +47,17 @@ class Trainer:
     """Trains, evaluates and records one experiment. Every rank has one; rank 0's writes files."""
 
     def __init__(
-        self, name: str, experiment: Experiment, data: Path, out: Path, ranks: Ranks
+        self,
+        name: str,
+        experiment: Experiment,
+        data: Path,
+        out: Path,
+        ranks: Ranks,
+        plan: Path | None = None,
     ) -> None:
         self.name, self.experiment, self.ranks = name, experiment, ranks
+        self.given = read_plan(plan, ranks.world_size) if plan else None
+        """The sharding plan to follow; None: the planner chooses."""
         self.store = EventStore.open(data)
         self.loader = self._train_loader()
         self.folder = RunFolder(out)
@@ -79,7 +88,7 @@ class Trainer:
         config = describe_run(self.name, self.experiment, self.store)
         on_first_rank(self.ranks, lambda: self.folder.claim(config, resume=resume, replace=replace))
         try:
-            self.state = build_state(self.experiment, self.store, self.ranks)
+            self.state = build_state(self.experiment, self.store, self.ranks, self.given)
             with Display(shown=self.ranks.first) as display, disk_errors(self.folder.path):
                 self._start(resume, display)
                 self._fit(display)
@@ -113,7 +122,8 @@ class Trainer:
         if self.ranks.first:
             # nothing of a run that had not got to its first checkpoint
             self.folder.forget_after(self.position.step or -1)
-            self.folder.write("plan.json", self.state.plan)
+            predicted = {"predicted": prediction(self.given)} if self.given else {}
+            self.folder.write("plan.json", {**self.state.plan, **predicted})
             self._board = SummaryWriter(
                 str(self.folder.path / "tensorboard"), purge_step=self.position.step + 1
             )
@@ -274,6 +284,11 @@ class Trainer:
             "train_samples": position.samples,
             "train_seconds": position.seconds,
             "samples_per_second": position.samples / max(position.seconds, 1e-9),
+            **(
+                {"predicted_samples_per_second": self.given["samples_per_second"]}
+                if self.given
+                else {}
+            ),
             **bound_by(position),
             "loss_first": position.loss_first,
             "loss_last": position.loss_last,
@@ -293,6 +308,8 @@ class Trainer:
         )
         display.print(results_table({self.name: summary}))
         display.print(summary["bound"])
+        if self.given:
+            display.print(compared(self.given, summary["samples_per_second"]))
         display.print(f"Report: {self.folder.path / 'report.html'}")
         return summary
 

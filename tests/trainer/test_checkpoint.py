@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from tests.trainer.conftest import MakeRun
 from tests.trainer.small_runs import EXPERIMENT, content, loaded_state, ranks_of
 from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import FieldWidths
-from trainer.state import build_state
+from trainer.predict import evaluation_loader
+from trainer.state import build_state, train_step
 
 Links = tuple[str, ...]
 
@@ -238,3 +240,51 @@ def test_a_damaged_checkpoint_is_refused(
     run = finished_copy(1)
     damage((run / "checkpoints" / "last").resolve())
     assert "damaged" in refusal(run, store)
+
+
+PARTS = {
+    "mean": {"sharing": "shared", "search": "all", "pooling": "mean"},
+    "self-attention": {"sharing": "shared", "search": "all", "pooling": "self_attention"},
+    "collisions": {"sharing": "shared", "search": "all", "pooling": "collisions"},
+    "whole history": {"sharing": "shared", "search": "all"},
+    "hashes": {"sharing": "shared", "search": "simhash"},
+    "network": {"sharing": "shared", "score": "mlp"},
+    "clusters": {"sharing": "shared", "search": "clusters"},
+    "crossing": {"head": "crossing"},
+    "no history": {
+        "sharing": "shared", "search": "all", "pooling": "none", "head": "crossing",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_fresh_process_reads_the_checkpoint_of_every_kind_of_model(
+    kind: str, store: Path, tmp_path: Path
+) -> None:
+    model = dataclasses.replace(EXPERIMENT.model, auxiliary="none", **PARTS[kind])
+    starts = dataclasses.replace(EXPERIMENT.fields, attention_init_std=0.1)  # as representation's
+    experiment = EXPERIMENT.changed(model=model, fields=starts)
+
+    def train_and_save(rank: int, world_size: int) -> list[float]:
+        ranks, opened = ranks_of(rank, world_size), EventStore.open(store)
+        state = build_state(experiment, opened, ranks)
+        batches = list(itertools.islice(evaluation_loader(opened, "val", experiment, ranks), 3))
+        for batch in batches[:2]:
+            train_step(state, batch, experiment, world_size)
+        Checkpoints(tmp_path, ranks).save(state, Position(step=2), ("last",))
+        return _losses(state, batches, experiment)
+
+    def load(rank: int, world_size: int) -> list[float]:
+        ranks, opened = ranks_of(rank, world_size), EventStore.open(store)
+        state = build_state(experiment.changed(seed=99), opened, ranks)
+        Checkpoints(tmp_path, ranks).load(state, "last")
+        batches = list(itertools.islice(evaluation_loader(opened, "val", experiment, ranks), 3))
+        return _losses(state, batches, experiment)
+
+    trained = run_ranks(train_and_save, 1)
+    assert run_ranks(load, 1) == trained
+
+
+def _losses(state: Any, batches: list[Any], experiment: Any) -> list[float]:
+    """Of further steps, which depend on tables, parameters and the optimizers' states."""
+    return [float(train_step(state, batch, experiment, 1).main) for batch in batches]

@@ -21,6 +21,7 @@ FLAGS = """Args:
     out: Run folder.
     resume: Continue the run at --out from its last checkpoint, if it has one.
     replace: Delete the run at --out, if there is one, and start over.
+    plan: Follow this plan.json of twofold plan, instead of choosing one.
     experiment: Overrides.
 """
 
@@ -33,6 +34,7 @@ class Order(NamedTuple):
     out: Path
     resume: bool
     replace: bool
+    plan: Path | None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if order.resume and order.replace:
         raise InputError("--resume and --replace exclude each other: give one of them.")
     with process_group() as ranks:
-        trainer = Trainer(name, order.experiment, order.data, order.out, ranks)
+        trainer = Trainer(name, order.experiment, order.data, order.out, ranks, order.plan)
         trainer.main(resume=order.resume, replace=order.replace)
     return 0
 
@@ -60,9 +62,10 @@ def _parser(name: str, make: Callable[[], Experiment]) -> Callable[..., Order]:
         out: Path,
         resume: tyro.conf.FlagCreatePairsOff[bool] = False,
         replace: tyro.conf.FlagCreatePairsOff[bool] = False,
+        plan: Path | None = None,
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = default,
     ) -> Order:
-        return Order(experiment, data, out, resume, replace)
+        return Order(experiment, data, out, resume, replace, plan)
 
     about = inspect.cleandoc(make.__doc__ or "").replace("``", "")
     example = f"Example: twofold train {name} --data stores/mine --out runs/{name} --model.top-k 50"

@@ -76,6 +76,12 @@ def _waiting(summary: Json) -> str:
     return f"{shares['input']:.0%}, {shares['communication']:.0%}" if shares else "–"
 
 
+def _speed(summary: Json) -> str:
+    predicted = summary.get("predicted_samples_per_second")
+    beside = f" (predicted {formats.count(predicted)})" if predicted else ""
+    return formats.count(summary.get("samples_per_second")) + beside
+
+
 _RESULT_ROWS = (
     _ResultRow("AUC", lambda s: formats.decimal(s.get("auc")), lambda v: -v, "auc"),
     _ResultRow("95 % interval", lambda s: formats.interval(s.get("auc_interval"))),
@@ -93,7 +99,7 @@ _RESULT_ROWS = (
     _ResultRow("Training loss", _loss_change),
     _ResultRow("Training samples", lambda s: formats.count(s.get("train_samples"))),
     _ResultRow("Training time", lambda s: formats.duration(s.get("train_seconds"))),
-    _ResultRow("Samples per second", lambda s: formats.count(s.get("samples_per_second"))),
+    _ResultRow("Samples per second", _speed),
     _ResultRow("Wait: input, ranks", _waiting),
     _ResultRow("Processes", lambda s: formats.count(s.get("world_size"))),
 )

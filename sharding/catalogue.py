@@ -1,0 +1,179 @@
+"""Hardware that a plan can be made for: devices, their nodes, and clusters of these."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sharding.errors import PlanError
+
+Device = Literal["cuda", "cpu"]
+BUILT_IN = Path(__file__).with_name("nodes.toml")
+"""Entries with the data sheets that they are from."""
+GB = 1e9
+"""As data sheets count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A kind of device and the node around it. Speeds are of one device and one direction."""
+
+    name: str
+    device: Device
+    devices: int
+    """At most so many in one node; each is a rank."""
+    memory_gb: float
+    """GB (10^9 bytes) of a device; of a CPU, of a rank."""
+    memory_gbs: float
+    """GB/s of its memory."""
+    host_memory_gb: float
+    """GB of the whole node's host, shared by its devices."""
+    host_gbs: float
+    """GB/s between a device and the host's memory."""
+    intra_gbs: float
+    """GB/s to the other devices of the node."""
+    inter_gbs: float
+    """GB/s to other nodes."""
+    tflops: float
+    """10^12 float32 operations a second in matrix products."""
+    gather: float
+    """Share of ``memory_gbs`` that looking up random rows reaches."""
+    update: float
+    """Share of ``memory_gbs`` that a fused update of rows reaches."""
+    stock: float
+    """Share of ``memory_gbs`` that torch's own operations reach in search, attention and heads."""
+    overhead_ms: float
+    """Of a step, for what is neither bytes nor products."""
+    source: str
+    """Where the numbers are from."""
+
+    def __post_init__(self) -> None:
+        if self.device not in get_args(Device):
+            raise ValueError(f"device is cuda or cpu, got {self.device!r}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if not isinstance(self.source, str) or not self.source:
+            raise ValueError("source must say where the numbers are from")
+
+
+_NUMBERS = [f.name for f in fields(Node) if f.name not in ("name", "device", "source")]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal nodes. Ranks are counted node by node."""
+
+    nodes: int
+    local_world_size: int
+    """Ranks of a node."""
+    node: Node
+
+    @property
+    def name(self) -> str:
+        """As it is given: 2x8xH100-80."""
+        return f"{self.nodes}x{self.local_world_size}x{self.node.name}"
+
+    @property
+    def world_size(self) -> int:
+        """Ranks."""
+        return self.nodes * self.local_world_size
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a rank's device."""
+        return int(self.node.memory_gb * GB)
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes of the host that a rank may use; none beside its own where the device is a CPU."""
+        if self.node.device == "cpu":
+            return 0
+        return int(self.node.host_memory_gb * GB / self.local_world_size)
+
+    def exchange_seconds(self, sent: float) -> float:
+        """Of an all-to-all in which a rank sends ``sent`` bytes, evenly to all ranks and itself.
+        The links within and between nodes work at once.
+        """
+        within = sent * (self.local_world_size - 1) / self.world_size
+        beyond = sent * (self.world_size - self.local_world_size) / self.world_size
+        return max(within / self.node.intra_gbs, beyond / self.node.inter_gbs) / GB
+
+    def all_reduce_seconds(self, size: float) -> float:
+        """Of ``size`` bytes that every rank has: each sends and receives them twice but for its
+        share.
+        """
+        return 2 * self.exchange_seconds(size)
+
+
+def load_nodes(file: Path | None = None) -> dict[str, Node]:
+    """The built-in catalogue, with the entries of a user's file over it.
+
+    Raises:
+        PlanError: the file cannot be read, or describes no nodes.
+    """
+    nodes = _read(BUILT_IN)
+    return nodes if file is None else nodes | _read(file)
+
+
+def parse_cluster(text: str, nodes: dict[str, Node]) -> Cluster:
+    """``2x8xH100-80``: 2 nodes of 8 devices each; ``8xH100-80``: one node.
+
+    Raises:
+        PlanError: another form, an unknown node, more devices than a node has.
+    """
+    match = re.fullmatch(r"(?:(\d+)x)?(\d+)x(.+)", text.strip())
+    if match is None:
+        raise PlanError(
+            f"{text!r} is no cluster: write NODESxDEVICESxNODE, as 2x8xH100-80, or 8xH100-80 for "
+            f"one node. Known nodes: {', '.join(nodes)}."
+        )
+    count, devices, name = int(match[1] or 1), int(match[2]), match[3]
+    by_lower = {known.lower(): node for known, node in nodes.items()}
+    node = by_lower.get(name.lower())
+    if node is None:
+        raise PlanError(
+            f"There is no node {name!r} in {text!r}.{_nearest(name, nodes)} Known nodes: "
+            f"{', '.join(nodes)}; --nodes FILE.toml adds your own."
+        )
+    if not 1 <= devices <= node.devices or count < 1:
+        raise PlanError(
+            f"{text!r} wants {count} nodes of {devices} devices; a node of {node.name} has 1 to "
+            f"{node.devices}, and there must be one at least."
+        )
+    return Cluster(count, devices, node)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    by_upper = {candidate.upper(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.upper(), by_upper, n=2, cutoff=0.4)
+    return f" Did you mean {' or '.join(by_upper[upper] for upper in near)}?" if near else ""
+
+
+def _read(file: Path) -> dict[str, Node]:
+    try:
+        entries = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"The nodes of {file} cannot be read: {error}") from error
+    return {name: _node(file, name, entry) for name, entry in entries.items()}
+
+
+def _node(file: Path, name: str, entry: Any) -> Node:
+    wanted = {f.name for f in fields(Node)} - {"name"}
+    given = set(entry) if isinstance(entry, dict) else set()
+    if given != wanted:
+        raise PlanError(
+            f"{file}, [{name}]: missing {sorted(wanted - given)}, unknown {sorted(given - wanted)}."
+            f" sharding/nodes.toml has examples; twofold plan --calibrate writes one."
+        )
+    try:
+        return Node(name=name, **entry)
+    except ValueError as error:
+        raise PlanError(f"{file}, [{name}]: {error}.") from error

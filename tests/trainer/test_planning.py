@@ -1,0 +1,278 @@
+"""twofold plan: what it knows of a log and of a step, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from data.loader import RequestLoader
+from data.store import EventStore
+from sharding.catalogue import load_nodes, parse_cluster
+from sharding.narrow import hold_narrow_tables
+from tests.ranks import run_ranks
+from tests.trainer.small_runs import EXPERIMENT, ranks_of
+from trainer import cli
+from trainer import train as training
+from trainer.planning.load import RankBatch, table_loads
+from trainer.planning.log import Log
+from trainer.planning.predict import Situation, describe
+from trainer.planning.report import make_report, plan_for, read_report
+from trainer.report.page import write_report
+from trainer.state import build_ranker
+
+MakeRun = Callable[[int], Path]
+NODES = load_nodes()
+DESCRIBED = """
+requests = 1_000_000
+candidates = 2
+[history]
+p50 = 100
+p90 = 400
+max = 1000
+[fields]
+item = 50_000_000
+category = 1000
+"""
+
+
+def run(*arguments: object) -> int:
+    return cli.run([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    file = tmp_path / "log.toml"
+    file.write_text(DESCRIBED)
+    return file
+
+
+def test_a_store_says_lengths_and_frequencies(store: Path) -> None:
+    log = Log.of_store(store)
+    batches = RequestLoader(
+        EventStore.open(store), "train", requests_per_batch=64, history_length=1000
+    )
+    loaded = [length for batch in batches for length in batch.history_lengths.tolist()]
+    assert sorted(log.lengths) == sorted(loaded)
+    assert log.requests == 268
+    item = log.frequencies["item"]
+    assert item.share(0, 1e9) == pytest.approx(1)
+    assert item.rows.sum() == dict(log.fields)["item"]
+
+
+def test_recency_is_looked_up_as_often_as_histories_are_long(store: Path) -> None:
+    log = Log.of_store(store)
+    frequency = log.frequency("recency", 17, 16)
+    kept = np.minimum(log.lengths, 16)
+    assert frequency.share(16, 17) == pytest.approx((kept == 16).sum() / kept.sum())
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_lookups_are_those_that_a_training_counted(
+    world_size: int, store: Path, finished: MakeRun
+) -> None:
+    counted = json.loads((finished(world_size) / "analysis.json").read_text())["lookups"]
+    log = Log.of_store(store)
+    # an epoch of 268 requests is 8 batches, of 33.5 requests each and not of 37
+    ranker = build_ranker(EXPERIMENT, log, world_size=world_size)
+    hold_narrow_tables(ranker)
+    batch = RankBatch.of(EXPERIMENT, log, world_size)
+    loads = table_loads(ranker, EXPERIMENT, log, batch, world_size)
+    assert loads.keys() == counted.keys()
+    for name, load in loads.items():
+        for key, gradient in (("with_gradient", True), ("without_gradient", False)):
+            told = load.rows(gradient=gradient) * world_size * 33.5 / 37
+            # a search in tables of this rank reads a few rows more: its blocks are padded
+            assert told == pytest.approx(counted[name][key], rel=0.05), (name, key)
+
+
+def test_the_command_writes_plan_and_page(described: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    clusters = ("--cluster", "2x8xH100-80", "--cluster", "8xL4", "--cluster", "1xL4")
+    assert run("plan", "dare", "--tables", described, *clusters, "--out", out,
+               "--price", "L4", "8", "--batch", "1024") == 0  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "2x8xH100-80" in shown
+    assert "representation_item" in shown
+    report = json.loads((out / "plan.json").read_text())
+    assert [plan["cluster"] for plan in report["plans"]] == ["2x8xH100-80", "1x8xL4", "1x1xL4"]
+    for plan in report["plans"]:
+        assert plan["fits"]
+        ranks = plan["world_size"]
+        assert all(len(values) == ranks for values in plan["memory"]["parts"].values())
+        parts = np.array([*plan["step"]["parts"].values()])
+        assert plan["step"]["seconds"] == pytest.approx(parts.sum(axis=0).max(), rel=1e-3)
+        assert plan["samples_per_second"] == pytest.approx(2048 / plan["step"]["seconds"])
+        assert all(table["rejected"] for table in plan["tables"])
+    priced = {plan["cluster"]: plan["epoch_cost"] for plan in report["plans"]}
+    assert priced["2x8xH100-80"] is None
+    assert priced["1x8xL4"] == pytest.approx(8 * report["plans"][1]["epoch"]["seconds"] / 3600)
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 8  # two of each cluster, and two that compare them
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+
+
+def test_what_does_not_fit_is_answered_with_changes_that_do(described: Path) -> None:
+    log = Log.of_file(described)
+    huge = EXPERIMENT.changed(requests_per_batch=64)
+    small = parse_cluster("1x2xL4", NODES)
+    fields = type(EXPERIMENT.fields)(attention_dim=64, representation_dim=256)
+    adam = type(EXPERIMENT.tables)(kind="adam")
+    experiment = huge.changed(fields=fields, tables=adam)  # 192 GB
+    (plan,) = make_report("x", experiment, log, [small], prices={"L4": 2.0})["plans"]
+    assert not plan["fits"]
+    assert plan["shortage"]["table"] in ("representation_item", "attention_item")
+    assert plan["shortage"]["missing"] > 0
+    by_cost = {change["cluster"]: change for change in plan["remedies"]}
+    more = next(change for name, change in by_cost.items() if name != "1x2xL4")
+    larger = parse_cluster(more["cluster"], NODES)
+    situation = Situation.of(experiment, log, larger)
+    entry = describe(situation, situation.plan(), 2.0, host=False)
+    assert more["samples_per_second"] == pytest.approx(entry["samples_per_second"])
+    assert more["price_per_hour"] == 2.0 * larger.nodes
+    # 192 GB and no less than 8 of 24 GB with a tenth kept free
+    assert larger.world_size * 24e9 * 0.9 > 192e9
+
+
+def test_where_settings_forbid_what_would_fit_that_is_said(described: Path) -> None:
+    whole = dataclasses.replace(EXPERIMENT.sharding, kinds=("table_wise",))
+    fields = dataclasses.replace(EXPERIMENT.fields, attention_dim=128)  # 25.6 GB
+    experiment = EXPERIMENT.changed(sharding=whole, fields=fields)
+    cluster = parse_cluster("8xL4", NODES)
+    (plan,) = make_report("x", experiment, Log.of_file(described), [cluster], prices={})["plans"]
+    assert plan["shortage"]["table"] == "attention_item"
+    assert "any table may be cut by rows" in [change["change"] for change in plan["remedies"]]
+
+
+def test_a_copy_of_the_keys_is_rated_beside(described: Path) -> None:
+    log = Log.of_file(described)
+    cluster = parse_cluster("8xH100-80", NODES)
+    report = make_report("dare", EXPERIMENT, log, [cluster], prices={})
+    assert report["plans"][0]["with_copy"]["samples_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cluster", "8xH100"], "Did you mean H100-80"),
+        (["--cluster", "H100-80"], "NODESxDEVICESxNODE"),
+        ([], "at least one --cluster"),
+        (["--cluster", "8xL4", "--price", "A100-40", "3"], "--price names ['A100-40']"),
+        (["--cluster", "8xL4", "--price", "L4", "-3"], "from 0 up"),
+        (["--cluster", "8xL4", "--batch", "4"], "8 ranks, but a batch has 4"),
+        (["--cluster", "8xL4", "--nodes", "nowhere.toml"], "cannot be read"),
+        (["--cluster", "8xL4", "--data", "nowhere"], "one."),
+        (["--cluster", "8xL4", "--sharding.table-kinds", "shop", "row_wise"], "unknown tables"),
+    ],
+)
+def test_bad_input_is_one_message_and_code_2(
+    arguments: list[str], message: str, described: Path, capsys: Any
+) -> None:
+    assert run("plan", "dare", "--tables", described, *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.count("twofold: ") == 1
+    assert message in told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("requests = 1_000_000", "", "requests"),
+        ("candidates = 2", "candidates = 0", "positive"),
+        ("max = 1000", "", "max at least"),
+        ("p90 = 400", "p90 = 4", "must rise"),
+        ("item = 50_000_000", "item = 0", "one row at least"),
+        ("[history]", "[lengths]", "unknown keys ['lengths']"),
+        ("[fields]", "[fields", "cannot be read"),
+    ],
+)
+def test_a_description_that_is_wrong_is_refused(
+    described: Path, old: str, new: str, message: str
+) -> None:
+    described.write_text(DESCRIBED.replace(old, new))
+    with pytest.raises(InputError) as error:
+        Log.of_file(described)
+    assert message in str(error.value)
+
+
+def test_two_plans_are_compared(described: Path, tmp_path: Path, capsys: Any) -> None:
+    for batch in (512, 1024):
+        run("plan", "dare", "--tables", described, "--cluster", "8xL4", "--batch", batch,
+            "--out", tmp_path / str(batch))  # fmt: skip
+    capsys.readouterr()
+    assert run("plan", "--diff", tmp_path / "512", tmp_path / "1024" / "plan.json") == 0
+    shown = capsys.readouterr().out
+    assert "requests_per_batch" in shown
+    assert "samples/s" in shown
+    assert run("plan", "--diff", tmp_path / "512", tmp_path / "512") == 0
+    assert "Settings and log: the same." in capsys.readouterr().out
+    assert run("plan", "--diff", tmp_path / "512") == 2
+    assert run("plan", "--diff", tmp_path / "512", described) == 2
+
+
+def planned(store: Path, out: Path, cluster: str) -> Path:
+    """A plan of the small experiment for its store."""
+    log, clusters = Log.of_store(store), [parse_cluster(cluster, NODES)]
+    report = make_report("small", EXPERIMENT, log, clusters, prices={})
+    out.write_text(json.dumps(report))
+    return out
+
+
+def train_by(plan: Path, store: Path, out: Path, world_size: int) -> list[dict[str, Any]]:
+    def main(rank: int, world_size: int) -> dict[str, Any]:
+        training.write_report = lambda *_, **__: None
+        short = EXPERIMENT.changed(epochs=1)
+        trainer = training.Trainer("small", short, store, out, ranks_of(rank, world_size), plan)
+        return trainer.main()
+
+    return run_ranks(main, world_size)
+
+
+def test_training_follows_a_plan_that_was_edited(store: Path, tmp_path: Path) -> None:
+    file = planned(store, tmp_path / "plan.json", "2x1xCPU-SPR")
+    report = read_report(file)
+    tables = {table["name"]: table for table in report["plans"][0]["tables"]}
+    tables["attention_category"].update(sharding_type="row_wise", shards=[])
+    tables["attention_recency"]["shards"][0]["rank"] = 1
+    file.write_text(json.dumps(report))
+    train_by(file, store, tmp_path / "run", 2)
+    followed = json.loads((tmp_path / "run" / "plan.json").read_text())
+    used = {table["name"]: table for table in followed["tables"]}
+    assert used["attention_category"]["sharding_type"] == "row_wise"
+    assert used["attention_recency"]["shards"] == tables["attention_recency"]["shards"]
+    assert used["representation_item"]["shards"] == tables["representation_item"]["shards"]
+    predicted = report["plans"][0]["samples_per_second"]
+    assert followed["predicted"]["samples_per_second"] == predicted
+    write_report(tmp_path / "page.html", [tmp_path / "run"], title="by a plan")
+    assert f"(predicted {predicted:,.0f})" in (tmp_path / "page.html").read_text()
+
+
+def test_a_plan_for_other_ranks_is_refused(store: Path, tmp_path: Path) -> None:
+    report = read_report(planned(store, tmp_path / "plan.json", "2x1xCPU-SPR"))
+    with pytest.raises(InputError, match=r"for 2x1xCPU-SPR \(2 ranks\), but this job has 4"):
+        plan_for(report, 4)
+    twice = report | {"plans": 2 * report["plans"]}
+    with pytest.raises(InputError, match="several clusters of 2 ranks"):
+        plan_for(twice, 2)
+    failing = report | {"plans": [report["plans"][0] | {"fits": False}]}
+    with pytest.raises(InputError, match="does not fit"):
+        plan_for(failing, 2)
+
+
+def test_a_plan_of_another_model_ends_training_with_code_2(
+    store: Path, tmp_path: Path, capsys: Any
+) -> None:
+    file = planned(store, tmp_path / "plan.json", "1xCPU-SPR")
+    code = run("train", "dare", "--data", store, "--out", tmp_path / "run", "--plan", file)
+    assert code == 2
+    assert "another model or store" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run("train", "dare", "--data", store, "--out", tmp_path / "run",
+               "--plan", tmp_path / "nowhere.json") == 2  # fmt: skip

@@ -1,0 +1,268 @@
+"""What every rank holds and does beside the tables' shards: activations, dense part, search.
+
+Shapes: R requests, S candidates, N events of all histories, of one rank; K chosen events;
+A attention width, V representation width (sums over the fields).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torchrec import EmbeddingBagCollection
+
+from modules.jagged import BLOCK_EVENTS, BLOCK_SCORES
+from modules.ranker import LifelongRanker
+from sharding.catalogue import GB, Cluster
+from sharding.costs import FLOAT_BYTES, ID_BYTES, Lookup, TableLoad
+from sharding.plan import collections
+from sharding.search_tables import SCALE_BYTES
+from trainer.experiment import Experiment
+from trainer.planning.load import RankBatch, searches_by_rows
+
+RESERVE = 0.1
+"""Of a device's memory, for what is not counted: the driver's context, communication buffers,
+fragmentation. ``twofold train`` keeps as much."""
+DENSE_COPIES = 4
+"""Of each dense parameter: itself, its gradient, and two of Adam's."""
+SAMPLE = 64
+"""Candidates of the pass through the heads that is counted."""
+WALK = 3
+"""Work of forward and backward as a multiple of forward: products of a linear layer."""
+
+
+@dataclass(frozen=True)
+class RankCost:
+    """The same on every rank."""
+
+    dense: int
+    """Bytes of dense parameters, gradients, Adam's state, DDP's buckets."""
+    activations: int
+    """Bytes of the batch's ids, of rows that arrive, of search, attention and heads."""
+    copy: int
+    """Bytes of the attention tables' copy that searches read."""
+    reserve: int
+    """Bytes that are left free."""
+    search_seconds: float
+    dense_seconds: float
+    all_reduce_seconds: float
+    copy_seconds: float
+    """Of renewals of the copy, a step's share."""
+    overhead_seconds: float
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What no table may have."""
+        return self.dense + self.activations + self.copy + self.reserve
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return (
+            self.search_seconds
+            + self.dense_seconds
+            + self.all_reduce_seconds
+            + self.copy_seconds
+            + self.overhead_seconds
+        )
+
+
+def rank_cost(
+    ranker: LifelongRanker,
+    experiment: Experiment,
+    loads: dict[str, TableLoad],
+    batch: RankBatch,
+    cluster: Cluster,
+) -> RankCost:
+    """Of one rank of a cluster."""
+    node, ranks = cluster.node, cluster.world_size
+    parameters = dense_parameters(ranker)
+    heads = _heads(ranker, batch)
+    copies = DENSE_COPIES + (ranks > 1)
+    keys, rows_of_keys = _copy_bytes(ranker, experiment)
+    stock_speed = node.stock * node.memory_gbs * GB
+    flops, moved = _search_work(ranker, experiment, batch)
+    activations = (
+        _batch_bytes(ranker, batch)
+        + _arriving_bytes(ranker, loads, ranks)
+        + _attention_bytes(ranker, experiment, batch)
+        + heads.bytes
+    )
+    renewals = 1 / experiment.replica_steps if experiment.replica_steps and ranks > 1 else 0.0
+    return RankCost(
+        dense=FLOAT_BYTES * copies * parameters,
+        activations=round(activations),
+        copy=keys,
+        reserve=round(RESERVE * cluster.memory),
+        search_seconds=flops / node.tflops / 1e12 + moved / stock_speed,
+        dense_seconds=WALK * (heads.flops / node.tflops / 1e12 + heads.bytes / stock_speed)
+        + 2 * DENSE_COPIES * FLOAT_BYTES * parameters / node.memory_gbs / GB,
+        all_reduce_seconds=cluster.all_reduce_seconds(FLOAT_BYTES * parameters),
+        copy_seconds=renewals * cluster.exchange_seconds(rows_of_keys * ranks),
+        overhead_seconds=node.overhead_ms / 1e3,
+    )
+
+
+def dense_parameters(ranker: nn.Module) -> int:
+    """Numbers outside of tables."""
+    of_tables = {
+        id(parameter)
+        for module in ranker.modules()
+        if isinstance(module, EmbeddingBagCollection)
+        for parameter in module.parameters()
+    }
+    return sum(p.numel() for p in ranker.parameters() if id(p) not in of_tables)
+
+
+def _widths(ranker: LifelongRanker) -> tuple[int, int]:
+    """A, V; zero where the model has no events."""
+    attention = sum(f.attention_dim for f in ranker.fields)
+    return attention, sum(f.representation_dim for f in ranker.fields)
+
+
+def _batch_bytes(ranker: LifelongRanker, batch: RankBatch) -> float:
+    """Ids on the device: those of this batch, and of the next one, which is on its way."""
+    fields = len(ranker.fields)
+    context = len(ranker.context.names) if ranker.context is not None else 0
+    ids = fields * (batch.most_events + batch.candidates) + context * batch.requests
+    return 2 * ID_BYTES * ids
+
+
+def _arriving_bytes(ranker: LifelongRanker, loads: dict[str, TableLoad], ranks: int) -> float:
+    """Rows or sums that come from the owners, joined to one tensor, and their gradients."""
+
+    def of_use(use: Lookup, width: int) -> float:
+        if use.local:
+            return 0.0
+        copies = (1 + (ranks > 1)) * (1 + use.gradient)
+        return copies * use.bags * width * FLOAT_BYTES
+
+    return sum(
+        of_use(use, table.embedding_dim)
+        for _, bags in collections(ranker)
+        for table in bags.embedding_bag_configs()
+        for use in loads[table.name].lookups
+    )
+
+
+def _attention_bytes(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch) -> float:
+    """A block's gathered keys and scores, and what attention keeps for its backward pass."""
+    model = experiment.model
+    if model.pooling == "none":
+        return 0.0
+    a, v = _widths(ranker)
+    per_request = batch.candidates / batch.requests
+    block = min(batch.most_events, max(BLOCK_EVENTS, batch.longest))
+    scores = min(BLOCK_SCORES, max(block * per_request, batch.longest * per_request))
+    searched = FLOAT_BYTES * (block * a + 3 * scores)
+    if model.searches_first:
+        kept = model.attended
+        held = batch.candidates * kept * (2 * a + (0 if ranker.tables.sums_rows else 2 * v))
+        return searched + FLOAT_BYTES * (held + 4 * batch.candidates * (kept + v))
+    if model.pooling == "self_attention":
+        maps = batch.most_events * (4 * v + 2 * batch.longest)
+        return searched + FLOAT_BYTES * 2 * maps
+    # every event keeps its key, its value and a score for each candidate
+    return searched + FLOAT_BYTES * 2 * batch.most_events * (a + v + 2 * per_request)
+
+
+def _search_work(
+    ranker: LifelongRanker, experiment: Experiment, batch: RankBatch
+) -> tuple[float, float]:
+    """Operations, and bytes moved, of scores over whole histories and of attention."""
+    model = experiment.model
+    if model.pooling == "none":
+        return 0.0, 0.0
+    a, v = _widths(ranker)
+    per_request = batch.candidates / batch.requests
+    scores = batch.events * per_request
+    chosen = batch.candidates * model.attended if model.searches_first else scores
+    rows = chosen if model.searches_first else batch.events
+    width = a if ranker.tables.sums_rows else a + v
+    flops = 2.0 * chosen * (a + v) * WALK
+    moved = FLOAT_BYTES * 2 * WALK * (rows * width + chosen)
+    if searches_by_rows(experiment) or not model.searches_first:
+        flops += 2.0 * scores * a
+        moved += search_bytes(batch.events, scores, a)
+    if model.pooling == "self_attention":
+        flops += WALK * 4.0 * batch.events * batch.longest * v
+    return flops, moved
+
+
+def search_bytes(events: float, scores: float, width: int) -> float:
+    """Moved to gather keys of so many floats, to write their scores and to choose from these."""
+    return FLOAT_BYTES * (2 * events * width + 4 * scores)
+
+
+def _copy_bytes(ranker: LifelongRanker, experiment: Experiment) -> tuple[int, int]:
+    """Of the searches' copy on every rank, twice: as memory, and as what a renewal brings."""
+    if not (ranker.reads_history and experiment.replica_steps):
+        return 0, 0
+    kind = experiment.replica_dtype
+
+    def row_bytes(width: int) -> int:
+        if kind == "float32":
+            return 4 * width
+        return width + SCALE_BYTES if kind == "int8" and width > SCALE_BYTES else 2 * width
+
+    size = sum(
+        f.num_embeddings * row_bytes(f.attention_dim)
+        for roles in ranker.tables.roles.values()
+        if {"keys", "queries"} & {*roles}
+        for f in ranker.fields
+    )
+    return size, size
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Of the heads, forward."""
+
+    flops: float
+    bytes: float
+
+
+class _Outputs(TorchDispatchMode):
+    """Adds up the bytes of everything that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Counts what ``func`` makes anew."""
+        out = func(*args, **(kwargs or {}))
+        held = {id(leaf) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and id(leaf) not in held and not leaf._is_view():
+                self.bytes += leaf.numel() * leaf.element_size()
+        return out
+
+
+def _heads(ranker: LifelongRanker, batch: RankBatch) -> _Pass:
+    """Counted in one pass on the meta device, which takes no memory and no time."""
+    _, v = _widths(ranker)
+    interests = ranker.config.interests
+    beside: dict[str, torch.Tensor] = {}
+    if ranker.context is not None:
+        context = ranker.context
+        vectors = len(context.names) if context.context is not None else 0
+        if context.numbers is not None and context.numbers.has_vectors:
+            vectors += context.numbers.vectors.shape[0]
+        beside["context"] = torch.empty(SAMPLE, vectors, context.width, device="meta")
+    if ranker.config.head == "crossing":
+        beside["first_order"] = torch.empty(SAMPLE, device="meta")
+    rows = [torch.empty(SAMPLE, v, device="meta") for _ in range(1 + interests)]
+    head = copy.deepcopy(ranker.head).to("meta")
+    outputs, flops = _Outputs(), FlopCounterMode(display=False)
+    with torch.no_grad(), flops, outputs:
+        head(*rows, **beside)
+        if ranker.config.auxiliary != "none":
+            copy.deepcopy(ranker.auxiliary_head).to("meta")(*rows[:2])
+    scale = batch.candidates / SAMPLE
+    return _Pass(scale * flops.get_total_flops(), 2 * scale * outputs.bytes)
