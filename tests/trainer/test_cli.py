@@ -64,7 +64,10 @@ def test_flags_of_an_experiment_show_its_own_defaults(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("prepar", ("no command 'prepar'", "Did you mean prepare?", "doctor, prepare, plan, train")),
+        (
+            "prepar",
+            ("no command 'prepar'", "Did you mean prepare?", "doctor, prepare, plan, train"),
+        ),
         ("--data x", ("The command comes first", "twofold COMMAND")),
         ("train", ("The experiment comes first", "--data STORE --out RUN", "dare, twin")),
         ("train --data s --out r dare", ("The experiment comes first",)),
