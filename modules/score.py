@@ -20,6 +20,8 @@ ScoreKind = Literal["dot", "cosine", "mlp"]
 MLP_HIDDEN = 36
 """Width of DIN's network, as in DARE's code."""
 PRELU_SLOPE = 0.1
+NORM_EPS = 1e-12
+"""Least length that a cosine divides by."""
 
 
 def dot(queries: Tensor, keys: Tensor) -> Tensor:
@@ -57,6 +59,25 @@ class Score(nn.Module):
         """Scores of what ``query`` and ``key`` return: (..., C, A), (..., L, A) -> (..., C, L)."""
         return dot(queries, keys)
 
+    def of_fields(self, queries: Tensor, rows: list[Tensor]) -> Tensor:
+        """The same score of rows that lie apart, which need not be joined for it.
+
+        Args:
+            queries: (B, C, A) of ``query``.
+            rows: attention rows of the events, (B, L, width) for each field, as they are.
+
+        Returns:
+            (B, C, L).
+        """
+        widths = [self.widths[i] for i in (*self.semantic, *self.temporal)]
+        parts = queries.split(widths, dim=-1)
+        keys = [rows[i] for i in self.semantic]
+        semantic = _summed(parts[: len(keys)], keys)
+        if self.kind == "cosine" and keys:
+            squared = sum(torch.linalg.vector_norm(of_field, dim=-1).square() for of_field in keys)
+            semantic = semantic / squared.sqrt().clamp(min=NORM_EPS).unsqueeze(-2)
+        return _summed(parts[len(keys) :], [rows[i] for i in self.temporal], semantic)
+
     def query(self, rows: Tensor) -> Tensor:
         """(n, A) attention rows of candidates -> (n, A)."""
         semantic, temporal = self._parts(rows)
@@ -93,7 +114,16 @@ class Score(nn.Module):
         else:
             width = sum(self.widths[i] for i in self.semantic)
             semantic, temporal = rows[..., :width], rows[..., width:]
-        return (F.normalize(semantic, dim=-1) if self.kind == "cosine" else semantic), temporal
+        if self.kind == "cosine":
+            semantic = F.normalize(semantic, dim=-1, eps=NORM_EPS)
+        return semantic, temporal
+
+
+def _summed(queries: tuple[Tensor, ...], keys: list[Tensor], total: Tensor | None = None) -> Tensor:
+    """(B, C, L) dot products of all fields, added to ``total``."""
+    for q, k in zip(queries, keys, strict=True):
+        total = q @ k.mT if total is None else torch.baddbmm(total, q, k.mT)
+    return total
 
 
 def _root(width: int) -> float:

@@ -7,7 +7,7 @@ B requests, L events, C candidates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from modules.random import hyperplanes
 from modules.score import MLPScore, Score, dot
 from modules.search import Histories, Selection, most_recent, top_k
 from modules.tables import Keys
+from modules.whole_tables import WholeKeys
 
 Attend = Callable[[], tuple[Keys, Tensor]]
 """Gives the attention rows of events as asked for, and the (S, A) ones of the candidates, if a
 search needs them."""
 
+T = TypeVar("T")
 CATEGORY = "category"
 
 
@@ -49,6 +51,8 @@ class ExactSearch(nn.Module):
         queries = score.query(queries)
         if searches_fused(keys, score, k):
             return fused_search(keys, queries, score, histories, k)
+        if isinstance(keys, WholeKeys) and isinstance(score, Score):
+            return search_by_score(queries, keys.by_field, score.of_fields, histories, k)
         return search_by_score(queries, lambda rows: score.key(keys(rows)), score, histories, k)
 
 
@@ -160,8 +164,8 @@ class SoftSearch(nn.Module):
 
 def search_by_score(
     queries: Tensor,
-    keys: Keys,
-    score: Callable[[Tensor, Tensor], Tensor],
+    keys: Callable[[Tensor], T],
+    score: Callable[[Tensor, T], Tensor],
     histories: Histories,
     k: int,
 ) -> Selection:

@@ -33,11 +33,19 @@ class WholeTables(nn.Module):
     @torch.no_grad()
     def forward(self, ids: Ids) -> Tensor:
         """(...) ids of each field -> (..., A) float32, fields side by side."""
+        return torch.cat(self.by_field(ids), dim=-1)
+
+    @torch.no_grad()
+    def by_field(self, ids: Ids) -> list[Tensor]:
+        """(...) ids of each field -> its (..., width) float32 rows: joining them would cost as much
+        as reading them.
+        """
         self.count(ids)
-        rows = [
-            self._read(part, ids[name]) for name, parts in self.tables.items() for part in parts
-        ]
-        return torch.cat(rows, dim=-1)
+        return [self._read_all(parts, ids[name]) for name, parts in self.tables.items()]
+
+    def _read_all(self, parts: list[Tensor], ids: Tensor) -> Tensor:
+        rows = [self._read(part, ids) for part in parts]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
 
     @staticmethod
     def _read(table: Tensor, ids: Tensor) -> Tensor:
@@ -68,4 +76,11 @@ class WholeKeys:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """See :data:`modules.tables.Keys`."""
-        return self._whole({name: pick_rows(ids, rows) for name, ids in self.events.items()})
+        return self._whole(self._ids(rows))
+
+    def by_field(self, rows: Tensor) -> list[Tensor]:
+        """The same, each field's apart."""
+        return self._whole.by_field(self._ids(rows))
+
+    def _ids(self, rows: Tensor) -> Ids:
+        return {name: pick_rows(ids, rows) for name, ids in self.events.items()}

@@ -68,3 +68,27 @@ def test_a_zero_row_has_cosine_zero_and_finite_gradients() -> None:
     value.backward()
     assert value == 0
     assert row.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+@pytest.mark.parametrize(
+    ("fields", "unused"),
+    [
+        ((ITEM, CATEGORY, RECENCY), frozenset()),
+        ((ITEM, CATEGORY, RECENCY), frozenset({"category"})),
+        ((ITEM, CATEGORY, RECENCY), frozenset({"recency"})),
+        ((ITEM, CATEGORY, RECENCY), frozenset({"item", "category"})),
+        ((ITEM,), frozenset()),
+        ((RECENCY,), frozenset()),
+    ],
+)
+def test_rows_that_lie_apart_score_as_joined(
+    kind: str, fields: tuple[FieldConfig, ...], unused: frozenset[str]
+) -> None:
+    torch.manual_seed(0)
+    rows = [torch.randn(2, 7, field.attention_dim) for field in fields]
+    rows[0][0, 3] = 0  # a row of zeros has no direction
+    score = Score(fields, kind, unused=unused)
+    queries = score.query(torch.randn(2, 3, sum(field.attention_dim for field in fields)))
+    expected = score(queries, score.key(torch.cat(rows, dim=-1)))
+    torch.testing.assert_close(score.of_fields(queries, rows), expected)
