@@ -58,8 +58,11 @@ class Node:
             raise ValueError(f"device is cuda or cpu, got {self.device!r}")
         for name in _NUMBERS:
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.devices != int(self.devices):
+            raise ValueError(f"devices must be a whole number, got {self.devices!r}")
         if not isinstance(self.source, str) or not self.source:
             raise ValueError("source must say where the numbers are from")
 
@@ -145,8 +148,8 @@ def parse_cluster(text: str, nodes: dict[str, Node]) -> Cluster:
         )
     if not 1 <= devices <= node.devices or count < 1:
         raise PlanError(
-            f"{text!r} wants {count} nodes of {devices} devices; a node of {node.name} has 1 to "
-            f"{node.devices}, and there must be one at least."
+            f"{text!r} means nodes: {count}, devices of each: {devices}. There must be one node at "
+            f"least, and a node of {node.name} has 1 to {node.devices} devices."
         )
     return Cluster(count, devices, node)
 

@@ -78,7 +78,8 @@ class Shortage:
     """Why nothing fits, with every table cut as small as it goes."""
 
     table: str
-    """The first that finds no room, the largest being placed first."""
+    """The first that finds no room, the largest being placed first; empty where by bytes alone all
+    find room, and yet the planner has placed none of its proposals."""
     missing: int
     """Bytes that a rank would need beyond what it has, for all tables."""
     needed: int
@@ -332,28 +333,30 @@ def _proposals(search_space: Sequence[ShardingOption]) -> Iterator[list[Sharding
         options.setdefault((option.path, option.name), []).append(option)
     on_device = {key: [o for o in of if o.compute_kernel != CACHED] for key, of in options.items()}
     whole = {
-        key: min(of, key=lambda o: (o.num_shards, _busiest(o))) for key, of in on_device.items()
+        key: min(of, key=lambda o: (o.num_shards, _plainest(o))) for key, of in on_device.items()
     }
     parted = {
-        key: min((o for o in of if o is not whole[key]), key=_busiest, default=None)
+        key: min(
+            (o for o in of if o is not whole[key] and o.num_shards > 1), key=_fastest, default=None
+        )
         for key, of in on_device.items()
     }
-    cuttable = [key for key, option in parted.items() if option is not None]
-    by_bytes = sorted(cuttable, key=lambda key: (-_bytes(whole[key]), key))
-    by_time = sorted(cuttable, key=lambda key: (-_busiest(whole[key]), key))
+    from_largest = sorted(whole, key=lambda key: (-_bytes(whole[key]), key))
+    by_bytes = [key for key in from_largest if parted[key] is not None]
+    by_time = sorted(by_bytes, key=lambda key: (-_busiest(whole[key]), key))
     yield [*whole.values()]
     for order in (by_bytes, by_time):
         for count in _doubling(len(order)):
             yield [*(whole | {key: parted[key] for key in order[:count]}).values()]
     cached = {
-        key: min((o for o in of if o.compute_kernel == CACHED), key=_busiest, default=None)
+        key: min((o for o in of if o.compute_kernel == CACHED), key=_fastest, default=None)
         for key, of in options.items()
     }
-    largest = [key for key in by_bytes or sorted(options) if cached[key] is not None]
+    largest = [key for key in from_largest if cached[key] is not None]
     for count in _doubling(len(largest)):
         in_host = {key: cached[key] for key in largest[:count]}
         yield [*(whole | in_host).values()]
-        yield [*(whole | {key: parted[key] for key in cuttable} | in_host).values()]
+        yield [*(whole | {key: parted[key] for key in by_bytes} | in_host).values()]
 
 
 def _doubling(last: int) -> Iterator[int]:
@@ -368,6 +371,17 @@ def _doubling(last: int) -> Iterator[int]:
 
 def _busiest(option: ShardingOption) -> float:
     return max(shard.perf.total for shard in option.shards)
+
+
+def _plainest(option: ShardingOption) -> tuple[bool, float, str]:
+    """TorchRec lists the options in the order of a set of strings, another in every process: of
+    those that are alike, as all are on one rank, the same must be taken each time.
+    """
+    return option.sharding_type != "table_wise", _busiest(option), option.sharding_type
+
+
+def _fastest(option: ShardingOption) -> tuple[float, bool, str]:
+    return _busiest(option), option.sharding_type != "table_wise", option.sharding_type
 
 
 def _bytes(option: ShardingOption) -> int:

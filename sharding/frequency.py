@@ -66,6 +66,7 @@ class RowFrequency:
         mass = np.diff(_zipf_integral(edges + 0.5, exponent))
         shares, rows = mass / mass.sum(), np.diff(edges)
         cumulative = np.concatenate([[0], np.cumsum(shares)])
+        cumulative[-1] = 1.0  # what a whole table has, without a rounding error
         if by_rank:
             return cls(edges, cumulative, *_grouped(shares / rows, rows))
         ends = np.array([0.0, num_embeddings])

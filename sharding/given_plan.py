@@ -51,6 +51,8 @@ def given_plan(
         for path, bags in collections(model)
         for table in bags.embedding_bag_configs()
     }
+    if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
+        raise PlanError("The plan's tables must be a list of tables, each with name and shards.")
     of_plan = {str(entry.get("name")): entry for entry in entries}
     _check_same_tables(of_plan, {name: table for name, (_, table) in configs.items()})
     plan: dict[str, EmbeddingModuleShardingPlan] = {}

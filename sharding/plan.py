@@ -16,9 +16,11 @@ from torchrec.distributed.embeddingbag import (
     ShardedEmbeddingBagCollection,
 )
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
 from torchrec.distributed.types import (
+    ModuleSharder,
     ParameterSharding,
     ShardingEnv,
     ShardingPlan,
@@ -54,6 +56,26 @@ class ShardingConfig:
             )
         if not 0 < self.memory_gib < math.inf:
             raise ValueError(f"memory_gib must be positive, got {self.memory_gib}.")
+
+
+class SteadyEnumerator(EmbeddingEnumerator):
+    """Lists a table's options in one order in every process. TorchRec's is that of a set of
+    strings, which hash differently in each: ranks that plan for themselves would take different
+    ones of options that cost the same.
+    """
+
+    def enumerate(
+        self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]
+    ) -> list[ShardingOption]:
+        """All options, table by table."""
+        options = super().enumerate(module, sharders)
+        place: dict[tuple[str, str], int] = {}
+        for option in options:
+            place.setdefault((option.path, option.name), len(place))
+        return sorted(
+            options,
+            key=lambda o: (place[o.path, o.name], o.sharding_type, o.compute_kernel),
+        )
 
 
 class FusedBagSharder(EmbeddingBagCollectionSharder):
@@ -131,17 +153,19 @@ def choose_plan(
     )
     failure: PlannerError | None = None
     for allowed in _preferences(config, sizes):
+        constraints = {
+            name: ParameterConstraints(
+                sharding_types=allowed_kinds(name, rows, world_size, allowed),
+                compute_kernels=["fused"],
+                pooling_factors=[1.0],
+            )
+            for name, rows in tables.items()
+        }
         planner = EmbeddingShardingPlanner(
             topology=topology,
             batch_size=lookups_per_rank,
-            constraints={
-                name: ParameterConstraints(
-                    sharding_types=allowed_kinds(name, rows, world_size, allowed),
-                    compute_kernels=["fused"],
-                    pooling_factors=[1.0],
-                )
-                for name, rows in tables.items()
-            },
+            constraints=constraints,
+            enumerator=SteadyEnumerator(topology, lookups_per_rank, constraints),
             storage_reservation=FixedPercentageStorageReservation(percentage=0.1),
             stats=[],
             debug=False,

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torchrec.distributed.planner import ParameterConstraints, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
 from sharding.plan import (
+    FusedBagSharder,
     PlanError,
     ShardingConfig,
+    SteadyEnumerator,
     _preferences,
     choose_plan,
     collections,
@@ -176,3 +180,25 @@ def test_ranks_agree_on_which_of_equal_tables_is_cut() -> None:
     tables = dict.fromkeys("cabfed", 8)
     kinds = [sorted(c.table_kinds) for c in _preferences(ShardingConfig(), tables)]
     assert kinds == [[*"abcdef"], [*"abcef"], [*"abcf"], [*"ac"], []]
+
+
+def test_options_stand_in_one_order_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever order TorchRec's set of sharding types has in it."""
+    model, listed = ranker(), EmbeddingEnumerator._filter_sharding_types
+    constraints = {name: ParameterConstraints(sharding_types=list(KINDS)) for name in TABLES}
+    topology = Topology(world_size=2, compute_device="cpu", ddr_cap=2**34)
+    found: dict[type, list[list[tuple[str, str, str]]]] = {}
+    for order in itertools.permutations(range(3)):
+
+        def shuffled(*args: Any, order: tuple[int, ...] = order) -> list[str]:
+            kinds = sorted(listed(*args))
+            return [kinds[place] for place in order]
+
+        monkeypatch.setattr(EmbeddingEnumerator, "_filter_sharding_types", shuffled)
+        for kind in (EmbeddingEnumerator, SteadyEnumerator):
+            options = kind(topology, 8, constraints).enumerate(model, [FusedBagSharder()])
+            named = [(o.name, o.sharding_type, o.compute_kernel) for o in options]
+            found.setdefault(kind, []).append(named)
+    assert len({name for name, _, _ in found[SteadyEnumerator][0]}) == len(TABLES)
+    assert all(named == found[SteadyEnumerator][0] for named in found[SteadyEnumerator])
+    assert any(named != found[EmbeddingEnumerator][0] for named in found[EmbeddingEnumerator])

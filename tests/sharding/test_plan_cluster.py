@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 from sharding.catalogue import Cluster, load_nodes
-from sharding.cluster_plan import DoesNotFit, PlacedTable, plan_on
+from sharding.cluster_plan import CACHED, CutProposer, DoesNotFit, PlacedTable, plan_on
 from sharding.costs import CostModel, Lookup, TableLoad
 from sharding.errors import PlanError
 from sharding.frequency import RowFrequency
@@ -120,6 +121,35 @@ def test_planning_twice_gives_the_same_plan() -> None:
     rows = {f"t{i}": 1000 * (i % 7 + 1) for i in range(40)}
     first, second = (planned(10**8, 16, **rows) for _ in range(2))
     assert first == second
+
+
+def option(name: str, kind: str, kernel: str, size: int) -> Any:
+    """As the planner's on one rank: every kind is one shard, and takes as long."""
+    shard = SimpleNamespace(
+        perf=SimpleNamespace(total=1.0), storage=SimpleNamespace(hbm=size, ddr=0)
+    )
+    return SimpleNamespace(
+        path="bags", name=name, sharding_type=kind, compute_kernel=kernel, num_shards=1,
+        shards=[shard],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", [("table_wise", "row_wise"), ("row_wise", "table_wise")])
+def test_what_is_alike_is_chosen_alike_in_whatever_order_it_comes(kinds: tuple[str, ...]) -> None:
+    sizes = {"a": 1, "z": 9}
+    proposer = CutProposer()
+    proposer.load(
+        [option(*of, size) for *of, size in (
+            (name, kind, kernel, sizes[name])
+            for name in sizes for kind in kinds for kernel in ("fused", CACHED)
+        )]
+    )  # fmt: skip
+    proposals = [*iter(proposer.propose, None)]
+    assert {o.sharding_type for proposal in proposals for o in proposal} == {"table_wise"}
+    in_host = [[o.name for o in p if o.compute_kernel == CACHED] for p in proposals]
+    assert in_host[0] == []
+    assert in_host[1] == ["z"]  # the largest first, though nothing can be cut
+    assert in_host[-1] == ["a", "z"]
 
 
 def test_few_of_many_tables_are_cut_and_all_ranks_get_some() -> None:

@@ -73,6 +73,12 @@ def test_what_does_not_go_with_the_model_is_refused(changes: dict[str, Any], mes
         given(edited("attention_category", **changes))
 
 
+@pytest.mark.parametrize("entries", [{}, [3], None])
+def test_tables_that_are_none_are_refused(entries: Any) -> None:
+    with pytest.raises(PlanError, match="must be a list of tables"):
+        given(entries)
+
+
 def test_another_world_size_is_refused() -> None:
     with pytest.raises(PlanError, match="not those of a row_wise table of 40 x 8 on 4 ranks"):
         given(edited("attention_item"), world_size=4)

@@ -14,7 +14,7 @@ import pytest
 from data.errors import InputError
 from data.loader import RequestLoader
 from data.store import EventStore
-from sharding.catalogue import load_nodes, parse_cluster
+from sharding.catalogue import BUILT_IN, load_nodes, parse_cluster
 from sharding.narrow import hold_narrow_tables
 from tests.ranks import run_ranks
 from tests.trainer.small_runs import EXPERIMENT, ranks_of
@@ -24,6 +24,7 @@ from trainer.planning.load import RankBatch, table_loads
 from trainer.planning.log import Log
 from trainer.planning.predict import Situation, describe
 from trainer.planning.report import make_report, plan_for, read_report
+from trainer.planning.tables import cost, short
 from trainer.report.page import write_report
 from trainer.state import build_ranker
 
@@ -141,6 +142,68 @@ def test_what_does_not_fit_is_answered_with_changes_that_do(described: Path) -> 
     assert larger.world_size * 24e9 * 0.9 > 192e9
 
 
+def test_that_no_cluster_fits_is_written_told_and_code_2(
+    described: Path, tmp_path: Path, capsys: Any
+) -> None:
+    wide = ("--fields.representation-dim", "256", "--cluster", "1xL4")  # 51 GB of 24
+    asked = ("plan", "dare", "--tables", described, *wide)
+    assert run(*asked, "--out", tmp_path) == 2
+    told = capsys.readouterr()
+    assert "Fits on no cluster that was given: 1x1xL4 (" in told.out.splitlines()[-1]
+    assert "Fits on none" not in told.err
+    assert not read_report(tmp_path)["plans"][0]["fits"]
+    assert "It fits on none of these clusters." in (tmp_path / "report.html").read_text()
+    assert run(*asked, "--cluster", "1xB200") == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "–"), (0, "0.00"), (0.00244, "0.0024"), (1.234, "1.23")]
+)
+def test_a_small_cost_keeps_two_digits(value: float | None, shown: str) -> None:
+    assert cost(value) == shown
+
+
+def test_a_shortage_by_bytes_and_one_of_placement_are_told_apart() -> None:
+    assert short({"shortage": {"missing": 3 * 2**30}}) == "3.0 GiB short"
+    assert short({"shortage": {"missing": 0}}) == "no placement found"
+
+
+def test_what_files_say_is_escaped_and_a_cluster_given_twice_is_one(
+    described: Path, tmp_path: Path
+) -> None:
+    name = "<script>alert(1)</script>"
+    nodes = tmp_path / "nodes.toml"
+    entry = BUILT_IN.read_text().split("[L4]")[1].split("[CPU-SPR]")[0]
+    nodes.write_text(f'["{name}"]{entry}'.replace("NVIDIA L4", name))
+    described.write_text(f'name = "{name}"\n{DESCRIBED}'.replace("category", f'"{name}"'))
+    both = ("--cluster", f"1x{name}", "--cluster", f"1x1x{name}")
+    assert run("plan", "dare", "--tables", described, "--nodes", nodes, *both,
+               "--out", tmp_path / "out") == 0  # fmt: skip
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert len(read_report(tmp_path / "out")["plans"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"experiment": None, "config": None}, "lacks experiment, config"),
+        ({"plans": {}}, "lacks plans"),
+        ({"plans": [3]}, "lacks cluster of a plan, world_size of a plan"),
+        ({"plans": [{"cluster": "x", "world_size": 1, "fits": True}]}, "tables of a plan"),
+    ],
+)
+def test_a_damaged_plan_is_refused(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
+    whole = {"kind": "plan", "format": 1, "experiment": "x", "config": {}, "log": {}, "plans": []}
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(whole))
+    assert read_report(file) == whole
+    file.write_text(json.dumps(whole | damage))
+    with pytest.raises(InputError, match=message):
+        read_report(tmp_path)
+
+
 def test_where_settings_forbid_what_would_fit_that_is_said(described: Path) -> None:
     whole = dataclasses.replace(EXPERIMENT.sharding, kinds=("table_wise",))
     fields = dataclasses.replace(EXPERIMENT.fields, attention_dim=128)  # 25.6 GB
@@ -166,7 +229,11 @@ def test_a_copy_of_the_keys_is_rated_beside(described: Path) -> None:
         ([], "at least one --cluster"),
         (["--cluster", "8xL4", "--price", "A100-40", "3"], "--price names ['A100-40']"),
         (["--cluster", "8xL4", "--price", "L4", "-3"], "from 0 up"),
+        (["--cluster", "8xL4", "--price", "L4", "nan"], "from 0 up"),
         (["--cluster", "8xL4", "--batch", "4"], "8 ranks, but a batch has 4"),
+        (["--cluster", "8xL4", "--batch", "-4"], "--batch: requests_per_batch must be positive"),
+        (["--cluster", "8xL4", "--out", __file__], "is no folder"),
+        (["--cluster", "8xL4", "--out", f"{__file__}/below"], "is no folder"),
         (["--cluster", "8xL4", "--nodes", "nowhere.toml"], "cannot be read"),
         (["--cluster", "8xL4", "--data", "nowhere"], "one."),
         (["--cluster", "8xL4", "--sharding.table-kinds", "shop", "row_wise"], "unknown tables"),
@@ -189,6 +256,17 @@ def test_bad_input_is_one_message_and_code_2(
         ("max = 1000", "", "max at least"),
         ("p90 = 400", "p90 = 4", "must rise"),
         ("item = 50_000_000", "item = 0", "one row at least"),
+        ("candidates = 2", "candidates = nan", "positive"),
+        ("candidates = 2", "candidates = inf", "positive"),
+        ("requests = 1_000_000", "requests = inf", "infinity"),
+        ("candidates = 2", "", "'candidates' is missing"),
+        ("candidates = 2", "candidates = 2\nusers = -1", "users must be positive"),
+        ("candidates = 2", 'candidates = 2\nnumbers = "age"', "list of names"),
+        ("max = 1000", "max = nan", "must rise"),
+        ("category = 1000", "recency = 1000", "two columns are called recency"),
+        ("category = 1000", "category = 1000\n[context]\nitem = 5", "two columns are called item"),
+        ("category = 1000", "category = { rows = 10 }", "category wants a number of rows"),
+        ("category = 1000", "category = { rows = 10, count = -1 }", "category wants a number"),
         ("[history]", "[lengths]", "unknown keys ['lengths']"),
         ("[fields]", "[fields", "cannot be read"),
     ],

@@ -54,3 +54,5 @@ def test_nothing_is_written_over_and_names_are_plain(tmp_path: Path, capsys: Any
     other = str(tmp_path / "other.toml")
     assert cli.run(["plan", "--calibrate", "--out", other, "--name", "a]b"]) == 2
     assert "letters, digits and hyphens" in capsys.readouterr().err
+    assert cli.run(["plan", "--calibrate", "--out", other, "--ranks", "-1"]) == 2
+    assert "--ranks is from 0 to" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """``twofold plan EXPERIMENT``: what fits where, how fast, and why, before a cluster is rented."""
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -28,7 +29,8 @@ FLAGS = """Args:
     cluster: NODESxDEVICESxNODE, as 2x8xH100-80; may be given several times.
     nodes: TOML file with nodes of your own, as --calibrate writes.
     batch: Requests of a global batch; 0: the experiment's.
-    price: Of a node for an hour, by its name: H100-80 98.3 A100-40 32.8.
+    price: Of a whole node for an hour, however few of its devices are used, by its name:
+        H100-80 98.3 A100-40 32.8.
     host_memory: Large tables may lie in the host's memory, cached on the device.
     out: Folder for plan.json and report.html.
     experiment: Overrides.
@@ -50,7 +52,7 @@ class Order(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command."""
+    """Runs the command: 0; 2 if no cluster of the plan fits, which is told and written as well."""
     if wants_help(arguments):
         sentences = {name: first_paragraph(make.__doc__) for name, make in EXPERIMENTS.items()}
         print_choices("Plans an experiment for clusters, without one.", USAGE, sentences, MORE)
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 def _plan(name: str, order: Order) -> int:
     from trainer.planning.log import Log
     from trainer.planning.report import make_report, write_json
-    from trainer.planning.tables import report_tables
+    from trainer.planning.tables import report_tables, short
     from trainer.processes import quiet_dependencies
     from trainer.report.plan_page import write_plan_page
 
@@ -85,13 +87,14 @@ def _plan(name: str, order: Order) -> int:
     for node, price in order.price.items():
         if not 0 <= price < float("inf"):
             raise InputError(f"--price of {node} must be a number from 0 up, got {price}.")
-    clusters = [parse_cluster(text, nodes) for text in dict.fromkeys(order.cluster)]
+    clusters = [parse_cluster(text, nodes) for text in order.cluster]
+    _check_folder(order.out)
     log = Log.of_store(order.data) if order.data else Log.of_file(order.tables)
     report = make_report(
         name,
         _with_batch(order),
         log,
-        clusters,
+        list(dict.fromkeys(clusters)),
         prices=order.price,
         host=order.host_memory,
     )
@@ -102,7 +105,21 @@ def _plan(name: str, order: Order) -> int:
         write_json(order.out / "plan.json", report)
         write_plan_page(order.out / "report.html", report)
         console.print(f"Plan: {order.out / 'plan.json'}  Report: {order.out / 'report.html'}")
-    return 0
+    if any(plan["fits"] for plan in report["plans"]):
+        return 0
+    missing = ", ".join(f"{plan['cluster']} ({short(plan)})" for plan in report["plans"])
+    console.print(f"Fits on no cluster that was given: {missing}. Exit code 2.", soft_wrap=True)
+    return 2
+
+
+def _check_folder(out: Path | None) -> None:
+    """Before the planner runs for nothing."""
+    there = next((path for path in (out, *out.parents) if path.exists()), None) if out else None
+    if there is not None and not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(
+            f"--out {out}: {there} is no folder that can be written to. Name a folder; it is made "
+            "where it is missing."
+        )
 
 
 def _with_batch(order: Order) -> Experiment:

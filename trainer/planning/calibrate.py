@@ -7,6 +7,7 @@ predicts of the measured work is what was measured.
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 import tempfile
 import time
@@ -48,6 +49,8 @@ BLOCK = (64, 5, 1024, 48, 20)
 """Requests, candidates of each, events of a history, width of a key, events chosen."""
 SENT = 2**24
 """Bytes that a rank sends to all in an exchange."""
+MOST_PROCESSES = 64
+"""Of an exchange on a machine without GPUs."""
 STEPS = 12
 """Of a model so small that their time is overhead."""
 
@@ -66,8 +69,11 @@ def calibrate(out: Path, name: str = "mine", ranks: int = 0) -> None:
     quiet_dependencies()
     if out.exists():
         raise InputError(f"{out} is there already: give another --out, or delete it.")
-    if not name.replace("-", "").isalnum():
-        raise InputError(f"--name wants letters, digits and hyphens, got {name!r}.")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
+        raise InputError(f"--name wants a letter, then letters, digits and hyphens, got {name!r}.")
+    most = torch.cuda.device_count() or MOST_PROCESSES
+    if not 0 <= ranks <= most:
+        raise InputError(f"--ranks is from 0 to {most} on this machine, got {ranks}.")
     console = Console()
     node = measure_node(name, ranks, lambda text: console.print(text))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from data.errors import InputError
 from trainer import formats
 from trainer.planning.predict import MEMORY, TIME, Json
-from trainer.planning.tables import fullest, simple_table
+from trainer.planning.tables import cost, fullest, short, simple_table
 from trainer.tables import rank_list
 
 SAME = "the same"
@@ -54,7 +54,7 @@ def _pairs(before: Json, after: Json) -> list[tuple[Json, Json]]:
 def _fits(plan: Json) -> str:
     if plan["fits"]:
         return "fits"
-    return f"does not fit, {formats.size(plan['shortage']['missing'])} short"
+    return f"does not fit, {short(plan)}"
 
 
 def _settings(before: Json, after: Json) -> RenderableType:
@@ -81,7 +81,8 @@ def _numbers(title: str, old: Json, new: Json) -> RenderableType:
             table.add_row(name, text(first), text(second), ratio)
 
     row("samples/s", lambda plan: plan["samples_per_second"], formats.count)
-    row("cost of an epoch", lambda plan: plan["epoch_cost"] or 0.0, formats.decimal)
+    if old["epoch_cost"] is not None and new["epoch_cost"] is not None:
+        row("cost of an epoch", lambda plan: plan["epoch_cost"], cost)
     row("step", lambda plan: plan["step"]["seconds"], _milliseconds)
     for part in TIME:
         row(f"  {part}, slowest", lambda plan, p=part: max(plan["step"]["parts"][p]), _milliseconds)
@@ -95,7 +96,7 @@ def _numbers(title: str, old: Json, new: Json) -> RenderableType:
 
 
 def _tables(title: str, old: Json, new: Json) -> RenderableType:
-    table = simple_table(f"{title}: tables that changed", ["table"], ["before", "after"])
+    table = simple_table(f"{title}: tables that changed", ["table"], [], ["before", "after"])
     before, after = ({entry["name"]: entry for entry in plan["tables"]} for plan in (old, new))
     for name in [*before, *(name for name in after if name not in before)]:
         first = _told(before.get(name), old["world_size"])

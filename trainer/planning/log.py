@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +106,10 @@ class Log:
             )
         try:
             return _described(content, path)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise InputError(
-                f"--tables {path}: {error!r}. It wants requests and candidates (numbers), "
+                f"--tables {path}: {what}. It wants requests and candidates (numbers), "
                 "[fields] and [context] with rows by name, and [history] with p50, p90, p99, max; "
                 "docs/planning.md has an example."
             ) from error
@@ -117,17 +120,25 @@ def _described(content: dict[str, Any], path: Path) -> Log:
     if not fields and not context:
         raise ValueError("no tables: [fields] and [context] are empty")
     requests, candidates = int(content["requests"]), float(content["candidates"])
-    skew = float(content.get("skew", 1.0))
-    if requests < 1 or candidates <= 0 or not 0 <= skew < 10:
-        raise ValueError("requests and candidates must be positive, skew from 0 to 10")
+    users, skew = int(content.get("users", requests)), float(content.get("skew", 1.0))
+    if min(requests, users) < 1 or not 0 < candidates < np.inf or not 0 <= skew < 10:
+        raise ValueError("requests, candidates and users must be positive, skew from 0 to 10")
+    numbers = content.get("numbers", [])
+    if not isinstance(numbers, list) or not all(isinstance(name, str) for name in numbers):
+        raise ValueError(f'numbers is a list of names, as ["age"], got {numbers!r}')
+    names = Counter([RECENCY, *(name for name, _ in [*fields, *context]), *numbers])
+    if twice := sorted(name for name, count in names.items() if count > 1):
+        raise ValueError(
+            f"two columns are called {', '.join(twice)} ({RECENCY} is always there): rename one"
+        )
     if fields and "history" not in content:
         raise ValueError("[history] is missing: fields of events want its lengths")
     return Log(
         name=str(content.get("name", path.stem)),
         fields=fields,
         context=context,
-        numbers=list(content.get("numbers", [])),
-        users=int(content.get("users", requests)),
+        numbers=numbers,
+        users=users,
         flat=not fields,
         requests=requests,
         candidates=candidates,
@@ -144,6 +155,8 @@ def _rows(given: Mapping[str, Any]) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     for name, value in given.items():
         if isinstance(value, Mapping):
+            if value.keys() != {"rows", "count"} or int(value["count"]) < 1:
+                raise ValueError(f"{name} wants a number of rows, or {{ rows = 10, count = 3 }}")
             found += [(f"{name}_{i}", int(value["rows"])) for i in range(int(value["count"]))]
         else:
             found.append((name, int(value)))
@@ -160,7 +173,7 @@ def _of_quantiles(given: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"[history] takes {', '.join(QUANTILES)}, and max at least")
     at = [0.0, *(QUANTILES[name] for name in QUANTILES if name in given)]
     lengths = [0.0, *(float(given[name]) for name in QUANTILES if name in given)]
-    if lengths != sorted(lengths):
+    if any(not low <= high < np.inf for low, high in pairwise(lengths)):
         raise ValueError("[history] must rise from p50 to max")
     return np.interp((np.arange(1000) + 0.5) / 1000, at, lengths).astype(np.int64)
 

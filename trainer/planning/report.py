@@ -90,11 +90,11 @@ def _plan(
             "remedies": remedies(experiment, log, cluster, price),
         }
     entry = describe(situation, tables, price, host=host)
-    return entry | {"with_copy": _with_copy(experiment, log, cluster, price)}
+    return entry | {"with_copy": _with_copy(experiment, log, cluster, price, host)}
 
 
 def _with_copy(
-    experiment: Experiment, log: Log, cluster: Cluster, price: float | None
+    experiment: Experiment, log: Log, cluster: Cluster, price: float | None, host: bool
 ) -> Json | None:
     """The same with searches that read a copy of the attention tables, where that may be had."""
     if cluster.world_size == 1 or experiment.replica_steps:
@@ -102,10 +102,10 @@ def _with_copy(
     try:
         copied = experiment.changed(replica_steps=COPY_STEPS)
         situation = Situation.of(copied, log, cluster)
-        tables = situation.plan()
+        tables = situation.plan(host=host)
     except ValueError:  # a model whose searches read no rows; or the copies do not fit
         return None
-    entry = describe(situation, tables, price, host=False, reasons=False)
+    entry = describe(situation, tables, price, host=host, reasons=False)
     return {
         "replica_steps": COPY_STEPS,
         "bytes": situation.beside.copy,
@@ -141,7 +141,23 @@ def read_report(path: Path) -> Json:
             f"{file} is a plan of format {content.get('format')}; this version reads {FORMAT}. "
             "Make it again by twofold plan."
         )
+    _check_complete(file, content)
     return content
+
+
+def _check_complete(file: Path, content: Json) -> None:
+    wanted = {"experiment": str, "config": dict, "log": dict, "plans": list}
+    missing = [key for key, kind in wanted.items() if not isinstance(content.get(key), kind)]
+    for plan in content["plans"] if "plans" not in missing else ():
+        has = plan if isinstance(plan, dict) else {}
+        needed = ["cluster", "world_size", "fits"]
+        needed += ["tables", "memory", "step", "samples_per_second"] if has.get("fits") else []
+        missing += [f"{key} of a plan" for key in needed if key not in has]
+    if missing:
+        raise InputError(
+            f"{file} is damaged: it lacks {', '.join(dict.fromkeys(missing))}. Edit tables and "
+            "their shards alone, or make it again by twofold plan."
+        )
 
 
 def write_json(path: Path, content: Json) -> None:

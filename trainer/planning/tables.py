@@ -36,8 +36,7 @@ def clusters_table(report: Json) -> Table:
     )
     for plan in report["plans"]:
         if not plan["fits"]:
-            missing = formats.size(plan["shortage"]["missing"])
-            table.add_row(plan["cluster"], f"{missing} short", *["–"] * 5, style="red")
+            table.add_row(plan["cluster"], short(plan), *["–"] * 5, style="red")
             continue
         copy = plan["with_copy"]
         table.add_row(
@@ -47,12 +46,12 @@ def clusters_table(report: Json) -> Table:
             formats.count(plan["samples_per_second"]),
             formats.count(copy["samples_per_second"]) if copy else formats.MISSING,
             formats.duration(plan["epoch"]["seconds"]),
-            formats.decimal(plan["epoch_cost"], 2),
+            cost(plan["epoch_cost"]),
         )
     table.caption = (
         "Predicted from bytes and speeds: nothing was run. Memory: of the fullest rank.\n"
         "With copy: searches read a copy of the attention tables (--replica-steps).\n"
-        "Cost: of an epoch, at --price."
+        "Cost: of an epoch, at --price of whole nodes."
     )
     return table
 
@@ -83,7 +82,7 @@ def remedies_table(plan: Json) -> Table:
     """What would make it fit."""
     shortage = plan["shortage"]
     table = simple_table(
-        f"{plan['cluster']}: does not fit; {shortage['table']} is the first table without room",
+        f"{plan['cluster']}: does not fit, {short(plan)}",
         ["smallest change of its kind that fits"],
         ["samples/s", "epoch", "cost"],
         wrap=True,
@@ -94,14 +93,26 @@ def remedies_table(plan: Json) -> Table:
             f"{change['change']}\n  {how}",
             formats.count(change["samples_per_second"]),
             formats.duration(change["epoch_seconds"]),
-            formats.decimal(change["epoch_cost"], 2),
+            cost(change["epoch_cost"]),
         )
+    first = f"; {shortage['table']} is the first without room" if shortage["table"] else ""
     table.caption = (
         f"A rank has {formats.size(shortage['free'])} for tables and would need "
-        f"{formats.size(shortage['needed'])}: {formats.size(shortage['missing'])} are missing."
+        f"{formats.size(shortage['needed'])}{first}."
         + ("" if plan["remedies"] else "\nNo single change that was tried makes it fit.")
     )
     return table
+
+
+def short(plan: Json) -> str:
+    """How much a cluster lacks on which nothing fits."""
+    missing = plan["shortage"]["missing"]
+    return f"{formats.size(missing)} short" if missing else "no placement found"
+
+
+def cost(value: float | None) -> str:
+    """1,234.50, 1.23, and of less than one two digits that are not zero: 0.0024."""
+    return f"{value:.2g}" if value and value < 1 else formats.decimal(value, 2)
 
 
 def fullest(plan: Json) -> int:

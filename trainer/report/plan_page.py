@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer import formats
+from trainer.planning.tables import cost, fullest, short
 from trainer.report.figures import COLORS
 from trainer.report.plan_figures import Bar, Part, bars, stacked
 from trainer.report.sections import Panel
@@ -54,7 +55,9 @@ def write_plan_page(path: Path, report: Json) -> None:
         busiest=_busiest,
         most_tables=MOST_TABLES,
         most_reasons=MOST_REASONS,
-        fullest=_fullest,
+        fullest=fullest,
+        short=short,
+        cost=cost,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.partial")
@@ -98,8 +101,9 @@ def _clusters(plans: list[Json], colors: Mapping[str, int]) -> list[Panel]:
         panel(
             "Cost of an epoch",
             "epoch_cost",
-            lambda value: formats.decimal(value, 2),
-            "At the prices per node and hour that were given; training alone, without evaluation.",
+            cost,
+            "At the prices given of a whole node for an hour, though a cluster use fewer of its "
+            "devices; training alone, without evaluation.",
         ),
     ]
     return [panel for panel in panels if panel is not None]
@@ -156,8 +160,3 @@ def _parts(
 
 def _busiest(plan: Json) -> list[Json]:
     return sorted(plan["tables"], key=lambda entry: -entry["seconds"])
-
-
-def _fullest(plan: Json) -> float:
-    """Bytes of the fullest rank."""
-    return max(np.sum([plan["memory"]["parts"][name] for name in MEMORY], axis=0))
