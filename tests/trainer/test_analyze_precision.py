@@ -103,4 +103,5 @@ def test_two_ranks_find_what_one_finds(one: dict[str, Any], finished: MakeRun, s
         for dtype in ("float32", "bfloat16"):
             a, b = two["gradients"][dtype], one["gradients"][dtype]
             assert a["logits"] == b["logits"]
-            assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-2)
+            rounding = 1e-3 if dtype == "float32" else 0.1  # that of half the rows is another
+            assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=rounding)
