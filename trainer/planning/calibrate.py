@@ -30,6 +30,7 @@ from data.loader import RequestLoader
 from data.prepare import prepare
 from data.sources.synthetic import Synthetic
 from data.store import EventStore
+from modules.ordering import highest
 from sharding.catalogue import GB, Node
 from sharding.costs import FLOAT_BYTES, LEAST_READ, SORT_BYTES, state_bytes
 from trainer.doctor.facts import memory
@@ -195,7 +196,7 @@ def stock_share(device: torch.device, copied: float, tflops: float) -> float:
 
     def search() -> torch.Tensor:
         keys = table.index_select(0, rows).view(requests, length, width)
-        return (queries @ keys.transpose(1, 2)).topk(k).indices
+        return highest(queries @ keys.transpose(1, 2), k)
 
     scores = events * candidates
     by_products = 2 * scores * width / tflops / 1e12

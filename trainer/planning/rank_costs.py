@@ -84,7 +84,7 @@ def rank_cost(
     parameters = dense_parameters(ranker)
     heads = _heads(ranker, batch)
     copies = DENSE_COPIES + (ranks > 1)
-    keys, rows_of_keys = _copy_bytes(ranker, experiment)
+    keys = _copy_bytes(ranker, experiment)
     stock_speed = node.stock * node.memory_gbs * GB
     flops, moved = _search_work(ranker, experiment, batch)
     activations = (
@@ -103,7 +103,7 @@ def rank_cost(
         dense_seconds=WALK * (heads.flops / node.tflops / 1e12 + heads.bytes / stock_speed)
         + 2 * DENSE_COPIES * FLOAT_BYTES * parameters / node.memory_gbs / GB,
         all_reduce_seconds=cluster.all_reduce_seconds(FLOAT_BYTES * parameters),
-        copy_seconds=renewals * cluster.exchange_seconds(rows_of_keys * ranks),
+        copy_seconds=renewals * cluster.exchange_seconds(keys * ranks),
         overhead_seconds=node.overhead_ms / 1e3,
     )
 
@@ -199,10 +199,10 @@ def search_bytes(events: float, scores: float, width: int) -> float:
     return FLOAT_BYTES * (2 * events * width + 4 * scores)
 
 
-def _copy_bytes(ranker: LifelongRanker, experiment: Experiment) -> tuple[int, int]:
-    """Of the searches' copy on every rank, twice: as memory, and as what a renewal brings."""
+def _copy_bytes(ranker: LifelongRanker, experiment: Experiment) -> int:
+    """Of the searches' copy on every rank: what it takes, and what a renewal brings."""
     if not (ranker.reads_history and experiment.replica_steps):
-        return 0, 0
+        return 0
     kind = experiment.replica_dtype
 
     def row_bytes(width: int) -> int:
@@ -210,13 +210,12 @@ def _copy_bytes(ranker: LifelongRanker, experiment: Experiment) -> tuple[int, in
             return 4 * width
         return width + SCALE_BYTES if kind == "int8" and width > SCALE_BYTES else 2 * width
 
-    size = sum(
+    return sum(
         f.num_embeddings * row_bytes(f.attention_dim)
         for roles in ranker.tables.roles.values()
         if {"keys", "queries"} & {*roles}
         for f in ranker.fields
     )
-    return size, size
 
 
 @dataclass(frozen=True)
