@@ -18,13 +18,15 @@ import pyarrow.ipc
 
 from data.build import digest, options, versions
 from data.errors import InputError
-from data.flat_source import FlatSource, check_labels
+from data.flat_source import FlatSource, check_labels, left_out
 from data.sampling import hash64
 from data.source import SPLITS, Requests, Split
 from data.store import Field, StoredPartition, StoreInfo, write_arrow, write_requests
 from data.vocabulary import Vocabulary, encode
 
 FRAME_ROWS = 500_000
+LEFT_OUT = len(SPLITS)
+"""The split of rows that keep their number in the log, and are in no split."""
 UNKNOWN, MISSING, FIRST = 0, 1, 2
 """Ids: of a value that is rare or not seen in training, of an empty cell, of the first value."""
 
@@ -41,6 +43,8 @@ class ScannedRows:
     train_rows: int
     missing: dict[str, int]
     """Column -> training rows without a value."""
+    left_out: int
+    """Training rows beyond the source's ``training_share``."""
 
 
 def scan(
@@ -53,11 +57,14 @@ def scan(
     """
     counts = {name: Vocabulary(sums=["count"]) for name in source.columns}
     missing = dict.fromkeys(source.columns, 0)
-    rows = train_rows = 0
+    rows = train_rows = left = 0
     file = scratch / "rows.stream"
     with pa.OSFile(str(file), "wb") as sink:
         writer: pa.RecordBatchStreamWriter | None = None
         for frame in _joined(source.row_frames(seed)):
+            if source.training_share < 1:
+                frame = _thinned(frame, rows, source.training_share, seed)
+                left += frame.filter(pl.col("split") == LEFT_OUT).height
             train = frame.filter(pl.col("split") == SPLITS.index("train"))
             train_rows += train.height
             if source.hash_buckets is not None:
@@ -76,7 +83,7 @@ def scan(
             raise InputError(f"The log of source {source.name} is empty: it has no rows.")
         writer.close()
     kept = {} if source.hash_buckets is not None else _keep(source, counts)
-    return ScannedRows(file, rows, kept, train_rows, missing)
+    return ScannedRows(file, rows, kept, train_rows, missing, left)
 
 
 class FlatBuilder:
@@ -190,6 +197,7 @@ class FlatBuilder:
             requests=self.rows,
             candidates=self.rows,
             positives=self.positives,
+            left_out={"beyond the training share": left} if (left := self.scanned.left_out) else {},
             partitions=tuple(self.partitions),
             bytes=size,
             best_auc=self.source.best_auc(),
@@ -203,6 +211,13 @@ class FlatBuilder:
         if self.source.hash_buckets is not None:
             return FIRST + self.source.hash_buckets
         return FIRST + self.scanned.vocabularies[column].height
+
+
+def _thinned(frame: pl.DataFrame, first_row: int, share: float, seed: int) -> pl.DataFrame:
+    """The frame whose training rows are a share of them; others are ``LEFT_OUT``."""
+    split = frame["split"].to_numpy()
+    beyond = left_out(split, first_row, share, seed)
+    return frame.with_columns(split=pl.Series(np.where(beyond, LEFT_OUT, split).astype(np.int8)))
 
 
 def _joined(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

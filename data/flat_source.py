@@ -43,6 +43,9 @@ class FlatSource(ABC):
     hash_buckets: int | None = None
     """Hash the values of each column into so many ids in place of counting them: faster, and
     memory stays flat, but values may share an id, and none can be found again."""
+    training_share: float = 1.0
+    """Keep this share of the training rows, chosen at random, a smaller share out of a larger one;
+    validation and test stay as they are. To see what fewer rows would teach."""
     truncated_line: TruncatedLine = "error"
     """What to do with a last line that is cut: stop with an error, or skip the line."""
 
@@ -66,6 +69,11 @@ class FlatSource(ABC):
         if self.min_count is not None and self.min_count < 1:
             raise InputError(
                 f"min_count is {self.min_count}; give at least 1, which keeps every value."
+            )
+        if not 0 < self.training_share <= 1:
+            raise InputError(
+                f"training_share is {self.training_share}; give a share above 0 and at most 1, "
+                "such as 0.1."
             )
         if self.hash_buckets is not None and not 1 <= self.hash_buckets <= MAX_BUCKETS:
             raise InputError(
@@ -113,6 +121,15 @@ def random_split(first_row: int, count: int, ratio: tuple[int, int, int], seed: 
     rows = np.arange(first_row, first_row + count)
     luck = hash64(seed, rows, np.zeros(1, np.int64), 0) % np.uint64(sum(ratio))
     return _by_bounds(luck, np.cumsum(ratio)[:2])
+
+
+def left_out(split: np.ndarray, first_row: int, share: float, seed: int) -> np.ndarray:
+    """(count,) which training rows a ``training_share`` leaves out: a hash of (seed, row) alone,
+    so those of a larger share are among those of a smaller one.
+    """
+    rows = np.arange(first_row, first_row + len(split))
+    luck = hash64(seed, rows, np.ones(1, np.int64), 0) / 2.0**64
+    return (split == SPLITS.index("train")) & (luck >= share)
 
 
 def ordered_split(place: np.ndarray, total: int, ratio: tuple[int, int, int]) -> np.ndarray:

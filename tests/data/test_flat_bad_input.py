@@ -4,6 +4,7 @@ nothing behind."""
 from __future__ import annotations
 
 import gzip
+import math
 import random
 from pathlib import Path
 
@@ -144,6 +145,8 @@ def test_a_log_too_short_for_three_splits(tmp_path: Path, out: Path) -> None:
         ({"split_ratio": (8, 0, 1)}, "split_ratio is 8 0 1: .* at least 1"),
         ({"split_ratio": (8, 1, -1)}, "split_ratio is 8 1 -1"),
         ({"min_count": 0}, "min_count is 0; give at least 1"),
+        ({"training_share": 0.0}, "training_share is 0.0; give a share above 0"),
+        ({"training_share": math.nan}, "training_share is nan; give a share above 0"),
         ({"hash_buckets": 0}, "hash_buckets is 0; give a number from 1"),
         ({"hash_buckets": 2**31}, "hash_buckets is 2147483648"),
         ({"hash_buckets": 5, "min_count": 2}, "exclude each other"),

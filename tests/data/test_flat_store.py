@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EventStore:
 
 def lines_of(store: EventStore, split: str) -> list[list[str]]:
     """Lines of a split's requests, by request id."""
-    return [ROWS[row] for part in store.partitions for row in part.requests(split).time]
+    return [ROWS[row] for row in rows_of(store, split)]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -153,3 +153,32 @@ def test_a_row_is_found_again_by_its_time(store: EventStore) -> None:
         pl.Series(part.requests(split).time) for split in SPLITS for part in store.partitions
     )
     assert rows.sort().to_list() == list(range(len(ROWS)))
+
+
+@pytest.mark.parametrize("hash_buckets", [None, 50])
+def test_a_smaller_share_trains_on_some_of_the_same_rows_and_is_tested_on_all(
+    store: EventStore, tmp_path: Path, hash_buckets: int | None
+) -> None:
+    file = write_criteo(tmp_path / "train.txt", ROWS)
+    rows = {1.0: {split: rows_of(store, split) for split in SPLITS}}
+    for share in (0.6, 0.2):
+        source = Criteo(path=(file,), training_share=share, hash_buckets=hash_buckets)
+        prepare(source, tmp_path / f"{share}", partitions=4)
+        thinned = EventStore.open(tmp_path / f"{share}")
+        rows[share] = {split: rows_of(thinned, split) for split in SPLITS}
+        trained = len(rows[share]["train"])
+        assert trained == pytest.approx(share * len(rows[1.0]["train"]), abs=40)
+        assert thinned.info.left_out == {
+            "beyond the training share": len(rows[1.0]["train"]) - trained
+        }
+        if hash_buckets is None:
+            seen = {ROWS[row][14] for row in rows[share]["train"]} - {""}
+            assert {word for word in thinned.originals("C1").to_pylist() if word} == seen
+    for split in ("val", "test"):
+        assert rows[0.2][split] == rows[0.6][split] == rows[1.0][split]
+    assert set(rows[0.2]["train"]) < set(rows[0.6]["train"]) < set(rows[1.0]["train"])
+
+
+def rows_of(store: EventStore, split: str) -> list[int]:
+    """Their numbers in the log."""
+    return [int(row) for part in store.partitions for row in part.requests(split).time]

@@ -251,6 +251,21 @@ CROSSING_TABLES: dict[str, SweepTable] = {
             *(_one_layer(name) for name in ("secn_b", "secn_a1")),
         ),
     ),
+    "thinned": SweepTable(
+        sentence="Which crossing bears fewer training rows? On stores of a share of a log's rows.",
+        axis="model",
+        reference="secn_b-1",
+        # as many steps as pay, however few rows an epoch has
+        flags=(
+            *flags_of(requests_per_batch=500, epochs=1000, evaluate_every=30, patience=5),
+            *_start(0.1),
+            *flags_of(tables__learning_rate=0.02),
+        ),
+        rows=(
+            *(Row(name, name) for name in ("lr", "fwfm", "fvfm", "fmfm")),
+            *(_one_layer(name) for name in ("secn_b", "secn_a1", "secn_a")),
+        ),
+    ),
     "context-fields": SweepTable(
         sentence="What is each field of the grocery log worth? Without histories, one left out.",
         axis="field left out",
