@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import resource
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ from trainer.experiment import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.processes import Ranks, process_group
 from trainer.state import TrainState, build_state, train_step
+from trainer.steps.measure import peak
 
 ATTENDED = 20
 REPLICA_STEPS = 100
@@ -97,7 +98,7 @@ class Clock:
         return {
             "cpu": time.process_time() - self.cpu,
             "wall": time.perf_counter() - self.wall,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak": (peak() or math.nan) / 2**20,
         }
 
 

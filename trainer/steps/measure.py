@@ -45,7 +45,7 @@ def measure(step: Step) -> dict[str, Any]:
     held = resident()
     forget_peak()
     run(batches[1])
-    most = _status("VmHWM")
+    most = peak()
     keep_freed_memory()  # as a training does
     run(batches[2])
     seconds = [_timed(run, batch, step.threads) for batch in batches[3:]]
@@ -88,6 +88,13 @@ def forget_peak() -> None:
     """The peak is from now on."""
     if (file := PROC / "clear_refs").exists():
         file.write_text("5")
+
+
+def peak() -> int | None:
+    """The most bytes that this process has held; what its parent held before the start, which
+    ``getrusage`` counts, is not in it.
+    """
+    return _status("VmHWM")
 
 
 def _status(name: str) -> int | None:
