@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,29 @@ import polars as pl
 
 from data.errors import InputError
 from data.flat_source import FlatSource
-from data.scatter import ScatteredLog
+from data.scatter import ScatteredLog, split_bucket
 from data.source import SPLITS, Partition, Requests, Source, Split
 from data.store import Field, StoredPartition, StoreInfo, write_arrow, write_requests
+from data.verify import fingerprint, write_checksums
 from data.vocabulary import encode
+
+FileDigest = tuple[int, bytes]
+"""Bytes and SHA-256 of a file."""
+
+
+@dataclass(frozen=True)
+class BuiltPartitions:
+    """Partitions that another process has written."""
+
+    folder: Path
+    partitions: list[StoredPartition]
+    duplicates: int
+    candidates: dict[Split, int]
+    positives: dict[Split, int]
+    tallies: object
+    """Of the source, where it has any."""
+    digests: dict[str, FileDigest]
+    """Of the files, by their path in the folder."""
 
 
 class StoreBuilder:
@@ -33,6 +53,19 @@ class StoreBuilder:
         self.duplicates = 0
         self.candidates = dict.fromkeys(SPLITS, 0)
         self.positives = dict.fromkeys(SPLITS, 0)
+        self._digests: dict[str, FileDigest] = {}
+
+    def add_buckets(self, buckets: Sequence[Path], pieces: int) -> None:
+        """Writes the partition of some buckets, or those of the pieces of one, and deletes them."""
+        if pieces == 1:
+            self.add_partition(buckets)
+        else:
+            [bucket] = buckets
+            buckets = split_bucket(bucket, pieces)
+            for piece in buckets:
+                self.add_partition([piece])
+        for path in buckets:  # space for the next ones
+            path.unlink()
 
     def add_partition(self, buckets: Sequence[Path]) -> None:
         """Writes one partition from its users' buckets; none if they hold no kept user."""
@@ -40,6 +73,35 @@ class StoreBuilder:
         frame = self._encode(pl.concat(frames)) if frames else None
         if frame is not None and frame.height:
             self._write_partition(frame)
+
+    def built(self) -> BuiltPartitions:
+        """What the builder that has the whole store must know of this one's partitions."""
+        return BuiltPartitions(
+            folder=self.folder,
+            partitions=self.partitions,
+            duplicates=self.duplicates,
+            candidates=self.candidates,
+            positives=self.positives,
+            tallies=getattr(self.source, "tallies", lambda: None)(),
+            digests=file_digests(self.folder),
+        )
+
+    def adopt(self, built: BuiltPartitions) -> None:
+        """Takes over the next partitions, which another builder has written elsewhere."""
+        for partition in built.partitions:
+            path = f"part-{len(self.partitions):05d}"
+            (built.folder / partition.path).rename(self.folder / path)
+            self.partitions.append(dataclasses.replace(partition, path=path))
+            for file, content in built.digests.items():
+                folder, _, name = file.partition("/")
+                if folder == partition.path:
+                    self._digests[f"{path}/{name}"] = content
+        self.duplicates += built.duplicates
+        for split in SPLITS:
+            self.candidates[split] += built.candidates[split]
+            self.positives[split] += built.positives[split]
+        if built.tallies is not None:
+            self.source.add_tallies(built.tallies)
 
     def _encode(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The kept users' events, in dense ids, sorted by (user, time), ties in file order."""
@@ -130,7 +192,7 @@ class StoreBuilder:
         counts = self.kept["count"].to_numpy()
         p50, p90, p99 = np.quantile(counts, [0.5, 0.9, 0.99], method="nearest").tolist()
         requests = {split: sum(p.requests[split] for p in self.partitions) for split in SPLITS}
-        size, fingerprint = digest(self.folder)
+        size, fingerprint = digest(self.folder, self._digests)
         return StoreInfo(
             source=source.name,
             options=options(source),
@@ -209,15 +271,27 @@ def _with_unknown(values: pl.Series, unknown: int | None) -> Any:
     return pl.concat([pl.Series([unknown], dtype=values.dtype), values]).rechunk().to_arrow()
 
 
-def digest(folder: Path) -> tuple[int, str]:
-    """Bytes of all Arrow files, and the SHA-256 over their names and content."""
-    total, sha256 = 0, hashlib.sha256()
-    for file in sorted(folder.rglob("*.arrow")):
-        sha256.update(file.relative_to(folder).as_posix().encode())
-        with file.open("rb") as content:
-            sha256.update(hashlib.file_digest(content, "sha256").digest())
-        total += file.stat().st_size
-    return total, sha256.hexdigest()
+def digest(folder: Path, known: Mapping[str, FileDigest] | None = None) -> tuple[int, str]:
+    """Bytes of all Arrow files, and the SHA-256 over their names and content. Those of each file go
+    to ``checksums.sha256``, for data/verify.py. ``known`` is as in ``file_digests``.
+    """
+    digests = file_digests(folder, known)
+    sums = {name: content.hex() for name, (_, content) in digests.items()}
+    write_checksums(folder, sums)
+    return sum(size for size, _ in digests.values()), fingerprint(sums)
+
+
+def file_digests(
+    folder: Path, known: Mapping[str, FileDigest] | None = None
+) -> dict[str, FileDigest]:
+    """Of each Arrow file, by its path in the folder, sorted; ``known`` ones are not read."""
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.arrow"))}
+    return {name: (known or {}).get(name) or _file_digest(file) for name, file in files.items()}
+
+
+def _file_digest(file: Path) -> FileDigest:
+    with file.open("rb") as content:
+        return file.stat().st_size, hashlib.file_digest(content, "sha256").digest()
 
 
 def versions() -> dict[str, str]:

@@ -6,8 +6,9 @@ Shapes: R requests, T history events of theirs, S candidates of theirs, F fields
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from data.batch import RankingBatch
+from data.errors import InputError
 from data.source import Split
 from data.store import EventStore, PartitionReader
 
@@ -87,13 +89,15 @@ class Collator:
     def __init__(
         self, store: EventStore, split: Split, *, history_length: int, time_gap: bool = False
     ) -> None:
+        self._store, self._split = store, split
         self.fields = [name for name, _ in store.fields]
         self.keys = [*self.fields, RECENCY, *([GAP] if time_gap else [])]
         self.context = [name for name, _ in store.context]
         self.numbers = store.numbers
         self.history_length = history_length
-        self._items = store.items
-        self._partitions = [_Partition(reader, split) for reader in store.partitions]
+        with self._damage_is_told():
+            self._items = store.items
+            self._partitions = [_Partition(reader, split) for reader in store.partitions]
         sizes = [len(partition.requests) for partition in self._partitions]
         self._first_request = np.cumsum([0, *sizes])
 
@@ -110,7 +114,29 @@ class Collator:
         return total
 
     def __call__(self, request_ids: np.ndarray, global_candidates: int, seed: int) -> RankingBatch:
-        """The batch of ``request_ids``, (R,) int64, in this order."""
+        """The batch of ``request_ids``, (R,) int64, in this order.
+
+        Raises:
+            InputError: the store's columns do not fit together, or an id is beyond its table.
+        """
+        with self._damage_is_told():
+            return self._batch(request_ids, global_candidates, seed)
+
+    @contextlib.contextmanager
+    def _damage_is_told(self) -> Iterator[None]:
+        """Opening a store does not read its columns: what is damaged there shows only here."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (LookupError, ValueError, OverflowError, MemoryError) as error:
+            raise InputError(
+                f"{self._store.path} is damaged: a batch of {self._split} requests cannot be made "
+                f"({type(error).__name__}: {error}). twofold verify-store {self._store.path} names "
+                "the file; prepare the store again, or copy it anew."
+            ) from error
+
+    def _batch(self, request_ids: np.ndarray, global_candidates: int, seed: int) -> RankingBatch:
         groups = list(self._by_partition(request_ids))
         slices = _Slices.empty(len(request_ids))
         for partition, where, rows in groups:
@@ -118,6 +144,8 @@ class Collator:
         lengths = slices.end - slices.begin
         counts = slices.last_candidate - slices.first_candidate
         items, labels = _gather_candidates(groups, slices, counts)
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError("a label is neither 0 nor 1")
         return RankingBatch(
             context=self._context(groups, slices),
             history=self._history(groups, slices, lengths),
@@ -152,6 +180,7 @@ class Collator:
             if GAP in self.keys:
                 time_T = np.repeat(slices.time[where], lengths[where])
                 values_FT[-1, places] = gap_bucket(time_T - partition.events["time"][rows])
+        _refuse_beyond(self._store.fields, values_FT)
         recency = len(self.fields)
         values_FT[recency] = np.repeat(ends, lengths) - np.arange(values_FT.shape[1])
         return _jagged(self.keys, values_FT, lengths)
@@ -163,6 +192,7 @@ class Collator:
                 values_S[:] = items
             elif field != "action":  # not known yet
                 values_S[:] = self._items[field][items]
+        _refuse_beyond(self._store.fields, values_FS)
         return _jagged(self.keys, values_FS)
 
     def _context(self, groups: list[_Group], slices: _Slices) -> KeyedJaggedTensor:
@@ -171,6 +201,7 @@ class Collator:
         for partition, where, rows in groups:
             for name, values_R in zip(self.context, values_FR[1:], strict=True):
                 values_R[where] = partition.requests.context[name][rows]
+        _refuse_beyond([("user", self._store.users), *self._store.context], values_FR)
         return _jagged(["user", *self.context], values_FR)
 
     def _numbers(self, groups: list[_Group], count: int) -> np.ndarray:
@@ -179,6 +210,17 @@ class Collator:
             for column, name in enumerate(self.numbers):
                 values_RN[where, column] = partition.requests.numbers[name][rows]
         return values_RN
+
+
+def _refuse_beyond(fields: Sequence[tuple[str, int]], values_FN: np.ndarray) -> None:
+    """Raises IndexError for an id beyond its field's table: a table's kernel would read other
+    memory there. ``fields``: (name, num_embeddings) of the first rows.
+    """
+    for (name, size), values_N in zip(fields, values_FN, strict=False):
+        # seen as unsigned, what is negative is large
+        if len(values_N) and (largest := values_N.view(np.uint64).max()) >= size:
+            found = largest.astype(np.int64)
+            raise IndexError(f"id {found} of {name}, whose ids end at {size - 1}")
 
 
 def gap_bucket(gap: np.ndarray) -> np.ndarray:

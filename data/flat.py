@@ -19,6 +19,7 @@ import pyarrow.ipc
 from data.build import digest, options, versions
 from data.errors import InputError
 from data.flat_source import FlatSource, check_labels, left_out
+from data.layout import lay_out
 from data.sampling import hash64
 from data.source import SPLITS, Requests, Split
 from data.store import Field, StoredPartition, StoreInfo, write_arrow, write_requests
@@ -39,7 +40,8 @@ class ScannedRows:
     """Arrow stream of all rows as the source gave them, but hashed columns as ids."""
     rows: int
     vocabularies: dict[str, pl.DataFrame]
-    """Column -> original, count of the values that have an id; none where they are hashed."""
+    """Column -> original, count of the values that have an id, in the order of their ids; none
+    where they are hashed."""
     train_rows: int
     missing: dict[str, int]
     """Column -> training rows without a value."""
@@ -82,7 +84,7 @@ def scan(
         if writer is None:
             raise InputError(f"The log of source {source.name} is empty: it has no rows.")
         writer.close()
-    kept = {} if source.hash_buckets is not None else _keep(source, counts)
+    kept = {} if source.hash_buckets is not None else _keep(source, counts, train_rows)
     return ScannedRows(file, rows, kept, train_rows, missing, left)
 
 
@@ -246,11 +248,15 @@ def _cut(frames: Iterator[pl.DataFrame], sizes: Sequence[int]) -> Iterator[pl.Da
         yield joined.head(size)
 
 
-def _keep(source: FlatSource, counts: dict[str, Vocabulary]) -> dict[str, pl.DataFrame]:
-    least = source.min_count or source.default_min_count
+def _keep(
+    source: FlatSource, counts: dict[str, Vocabulary], train_rows: int
+) -> dict[str, pl.DataFrame]:
+    """The values of each column that get an id, in the order of their ids."""
+    common = pl.col("count") >= (source.min_count or source.default_min_count)
+    kept = {name: vocabulary.finish().filter(common) for name, vocabulary in counts.items()}
     return {
-        name: vocabulary.finish().filter(pl.col("count") >= least)
-        for name, vocabulary in counts.items()
+        name: lay_out(words, "count", before=train_rows - words["count"].sum())
+        for name, words in kept.items()
     }
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
-import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,10 +27,11 @@ from data.build import StoreBuilder
 from data.errors import InputError
 from data.flat import FlatBuilder, scan
 from data.flat_source import FlatSource
-from data.scatter import ScatteredLog, scatter, split_bucket
+from data.scatter import assign_buckets, scatter
 from data.source import Source
 from data.store import StoreInfo
 
+Engine = Literal["local", "ray"]
 EVENTS_PER_PARTITION = 2_000_000
 ROWS_PER_PARTITION = 1_000_000
 """Of a flat store, whose rows have some forty columns."""
@@ -48,6 +50,8 @@ def prepare(
     partitions: int | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
+    engine: Engine = "local",
+    address: str | None = None,
 ) -> StoreInfo:
     """Writes the event store of ``source`` to folder ``out``, whole or not at all.
 
@@ -58,6 +62,9 @@ def prepare(
             users. Partitions without users are left out.
         overwrite: replaces a store at ``out`` once the new one is complete.
         progress: shows a progress bar; by default where stderr is a terminal.
+        engine: "local" reads and builds in this process, "ray" on all nodes of a Ray cluster, which
+            have to see the folder of ``out`` and the log. Both give the same bytes.
+        address: of the cluster, as in ``data.ray_engine.cluster``.
 
     Raises:
         InputError: the log, its options or ``out`` cannot be used, or the disk is full.
@@ -67,6 +74,7 @@ def prepare(
         raise InputError(
             f"The number of partitions must be from 1 to {MAX_PARTITIONS}, got {partitions}."
         )
+    _check_engine(source, engine, address)
     _check_out(out, overwrite)
     out = out.resolve()  # a link stays, what it points to is replaced
     with _ended_by_exception(), _partial_folder(out) as partial:
@@ -74,6 +82,8 @@ def prepare(
         with _progress(progress) as bars:
             if isinstance(source, FlatSource):
                 info = _build_flat(source, partial, seed, partitions, bars)
+            elif engine == "ray":
+                info = _build_log_on_ray(source, partial, seed, partitions, bars, address)
             else:
                 info = _build_log(source, partial, seed, partitions, bars)
         shutil.rmtree(partial / "scratch")
@@ -86,16 +96,72 @@ def _build_log(
     source: Source, partial: Path, seed: int, partitions: int | None, bars: Progress
 ) -> StoreInfo:
     """A store of histories: rows are scattered by user, then built a partition at a time."""
+    _check_sides(source)
+    bar = bars.add_task("rows read", total=None)
+    log, buckets = scatter(
+        source,
+        partial / "scratch",
+        partitions or NUM_BUCKETS,
+        lambda rows: bars.advance(bar, rows),
+    )
+    bars.update(bar, total=log.events)
+    builder = StoreBuilder(source, log, partial, seed)
+    steps = assign_buckets(log.bucket_rows, partitions, EVENTS_PER_PARTITION)
+    for chosen, pieces in bars.track(steps, description="partitions built"):
+        builder.add_buckets([buckets[number] for number in chosen], pieces)
+    return builder.finish()
+
+
+def _build_log_on_ray(
+    source: Source,
+    partial: Path,
+    seed: int,
+    partitions: int | None,
+    bars: Progress,
+    address: str | None,
+) -> StoreInfo:
+    """As ``_build_log``, byte for byte."""
+    from data import ray_engine  # takes seconds, which the local engine need not wait
+
+    _check_sides(source)
+    with ray_engine.cluster(address):
+        return ray_engine.build_log(
+            source,
+            partial,
+            seed,
+            num_buckets=partitions or NUM_BUCKETS,
+            partitions=partitions,
+            rows_per_partition=EVENTS_PER_PARTITION,
+            bars=bars,
+        )
+
+
+def _check_sides(source: Source) -> None:
     if len(set(source.side)) < len(source.side):
         raise InputError(f"Side columns are named twice: {', '.join(source.side)}. Name each once.")
-    log = _scatter(source, partial / "scratch", partitions or NUM_BUCKETS, bars)
-    builder = StoreBuilder(source, log, partial, seed)
-    tasks = list(_assign(log, partitions))
-    for buckets in bars.track(tasks, description="partitions built"):
-        builder.add_partition(buckets)
-        for bucket in buckets:
-            bucket.unlink()
-    return builder.finish()
+    for name in source.side:
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"Side column {name[:200]!r} must be renamed in the log: it names a file and "
+                "parameters, so it has 1 to 100 characters, without . / \\ and control characters."
+            )
+
+
+_NAME = re.compile(r"[^./\\\x00-\x1f\x7f]{1,100}")
+
+
+def _check_engine(source: Source | FlatSource, engine: Engine, address: str | None) -> None:
+    if engine == "local" and address is not None:
+        raise InputError(
+            f"--address {address} names a Ray cluster, which only --engine ray uses. Add --engine "
+            "ray, or leave --address out."
+        )
+    if engine == "ray" and isinstance(source, FlatSource):
+        raise InputError(
+            f"--engine ray builds stores of histories; source {source.name} has rows without "
+            "users, whose numbers in the log decide their split, so it is read in one go. Use "
+            "--engine local."
+        )
 
 
 def _build_flat(
@@ -110,36 +176,6 @@ def _build_flat(
     for block in bars.track(builder.blocks(count), total=count, description="partitions built"):
         builder.add_partition(block)
     return builder.finish()
-
-
-def _scatter(source: Source, scratch: Path, num_buckets: int, bars: Progress) -> ScatteredLog:
-    bar = bars.add_task("rows read", total=None)
-    log = scatter(source, scratch, num_buckets, lambda rows: bars.advance(bar, rows))
-    bars.update(bar, total=log.events)
-    if not (log.users["count"] >= source.min_events).any():
-        raise InputError(
-            f"No user of the log has {source.min_events} events; the longest history has "
-            f"{log.users['count'].max()}. Use a larger part of the log, or lower the least "
-            "number of events that a user must have."
-        )
-    return log
-
-
-def _assign(log: ScatteredLog, partitions: int | None) -> Iterator[list[Path]]:
-    """Buckets of each partition: some neighbours, or of a very long log a piece of one. Those
-    without rows are in none.
-    """
-    count = len(log.buckets)
-    wanted = partitions or -(-log.events // EVENTS_PER_PARTITION)
-    bounds = [count * number // wanted for number in range(wanted + 1)]
-    if wanted <= count:
-        for begin, end in itertools.pairwise(bounds):
-            yield [log.buckets[number] for number in range(begin, end) if log.bucket_rows[number]]
-        return
-    for bucket, rows in zip(log.buckets, log.bucket_rows, strict=True):
-        pieces = round(rows / EVENTS_PER_PARTITION)
-        for path in split_bucket(bucket, pieces) if pieces > 1 else [bucket]:
-            yield [path]
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -5,8 +5,9 @@ Memory holds one frame and the vocabularies, never the log.
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,28 +18,91 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from data.errors import InputError
+from data.layout import lay_out
 from data.sampling import hash64
 from data.source import Source
 from data.vocabulary import Vocabulary
 
 FRAME_ROWS = 1_000_000
 MAX_ID = 2**63 - 1
+ONE = pl.lit(1, pl.Int64)
+
+
+class LogNames:
+    """What a log names, with counts: users, items, and the values of its other columns."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Vocabulary] = {}
+
+    def add(self, frame: pl.DataFrame, source: Source) -> None:
+        """Adds a frame of the log."""
+        attributes = [name for name in ("category", *source.side) if name in frame.columns]
+        item = pl.col("item").alias("original")
+        popularity = source.popularity(frame).cast(pl.Int64)
+        named = {
+            "user": frame.select(original="user", count=ONE),
+            "item": frame.select(
+                item, ONE.alias("frequency"), popularity.alias("popularity"), *attributes
+            ),
+        }
+        for name in (*attributes, "action"):
+            if name in frame.columns:
+                named[name] = frame.select(original=name, count=popularity)
+        self.merge(named)
+
+    def merge(self, named: dict[str, pl.DataFrame]) -> None:
+        """Adds what ``finish`` gave for the stretch of the log that comes next."""
+        for name, columns in named.items():
+            if name not in self._found:
+                sums = ["frequency", "popularity"] if name == "item" else ["count"]
+                last = [column for column in columns.columns if column not in ("original", *sums)]
+                self._found[name] = Vocabulary(sums=sums, last=last)
+            self._found[name].add(columns)
+
+    def finish(self) -> dict[str, pl.DataFrame]:
+        """Of each column the values in order of first appearance and what is known of them."""
+        return {name: vocabulary.finish() for name, vocabulary in self._found.items()}
 
 
 @dataclass(frozen=True)
 class ScatteredLog:
-    """What the first pass leaves for the second."""
+    """What the first pass leaves for the second, beside the rows in their buckets."""
 
-    buckets: list[Path]
-    """Arrow streams: all events of a user are in one, in file order."""
     bucket_rows: np.ndarray
     """(buckets,) int64."""
     users: pl.DataFrame
     """original, count; in order of first appearance."""
     items: pl.DataFrame
-    """original, frequency, popularity, and the last category and side values as in the log."""
+    """original, frequency, popularity, and the last category and side values as in the log; in the
+    order of their ids, as the vocabularies."""
     vocabularies: dict[str, pl.DataFrame]
-    """category, side columns, action -> original."""
+    """category, side columns, action -> original, and its count for popularity."""
+
+    @classmethod
+    def of(cls, names: LogNames, bucket_rows: np.ndarray, source: Source) -> ScatteredLog:
+        """Gives ids, by what counts for popularity: what comes after training decides none.
+
+        Raises:
+            InputError: the log is empty, or no user has as many events as the source needs.
+        """
+        found = names.finish()
+        if not found:
+            raise InputError(
+                f"The log of source {source.name} is empty: it has no events to prepare."
+            )
+        users, items = found.pop("user"), found.pop("item")
+        if not (users["count"] >= source.min_events).any():
+            raise InputError(
+                f"No user of the log has {source.min_events} events; the longest history has "
+                f"{users['count'].max()}. Use a larger part of the log, or lower the least "
+                "number of events that a user must have."
+            )
+        total = items["popularity"].sum()
+        vocabularies = {
+            name: lay_out(words, "count", before=total - words["count"].sum())
+            for name, words in found.items()
+        }
+        return cls(bucket_rows, users, lay_out(items, "popularity"), vocabularies)
 
     @property
     def events(self) -> int:
@@ -47,44 +111,33 @@ class ScatteredLog:
 
 def scatter(
     source: Source, folder: Path, num_buckets: int, advance: Callable[[int], None]
-) -> ScatteredLog:
+) -> tuple[ScatteredLog, list[Path]]:
     """Reads the log once. ``advance`` is told the number of rows of each frame.
 
+    Returns what the log names, and the buckets: Arrow streams in which all events of a user are in
+    file order.
+
     Raises:
-        InputError: the log is empty, or a frame has columns, types or values that cannot be.
+        InputError: the log is empty or too short, or a frame has columns, types or values that
+            cannot be.
     """
-    users = Vocabulary(sums=["count"])
-    items: Vocabulary | None = None
-    fields: dict[str, Vocabulary] = {}
-    attributes: list[str] = []
+    names = LogNames()
+    # of a source that reads files
+    log = getattr(source, "path", f"source {source.name}")
     with _Buckets(folder, num_buckets) as buckets:
-        for frame in _checked_frames(source):
-            if items is None:
-                attributes = [c for c in ("category", *source.side) if c in frame.columns]
-                fields = {c: Vocabulary() for c in (*attributes, "action") if c in frame.columns}
-                items = Vocabulary(sums=["frequency", "popularity"], last=attributes)
-            users.add(frame.select(original="user", count=pl.lit(1, pl.Int64)))
-            items.add(
-                frame.select(
-                    pl.col("item").alias("original"),
-                    pl.lit(1, pl.Int64).alias("frequency"),
-                    source.popularity(frame).cast(pl.Int64).alias("popularity"),
-                    *attributes,
-                )
-            )
-            for name, vocabulary in fields.items():
-                vocabulary.add(frame.select(original=name))
-            buckets.write(frame)
+        for frame in joined_frames(source.event_frames(), source, log):
+            names.add(frame, source)
+            first_row = int(buckets.rows.sum()) + 1
+            buckets.write(numbered(frame, source, first_row))
             advance(frame.height)
-    if items is None:
-        raise InputError(f"The log of source {source.name} is empty: it has no events to prepare.")
-    return ScatteredLog(
-        buckets=buckets.paths,
-        bucket_rows=buckets.rows,
-        users=users.finish(),
-        items=items.finish(),
-        vocabularies={name: vocabulary.finish() for name, vocabulary in fields.items()},
-    )
+    return ScatteredLog.of(names, buckets.rows, source), buckets.paths
+
+
+def numbered(frame: pl.DataFrame, source: Source, first_row: int) -> pl.DataFrame:
+    """With the events' numbers in the log as column row, where the source asks for them."""
+    if "row" not in source.carry:
+        return frame
+    return frame.with_columns(row=first_row + pl.int_range(pl.len(), dtype=pl.Int64))
 
 
 def split_bucket(bucket: Path, pieces: int) -> list[Path]:
@@ -102,6 +155,24 @@ def split_bucket(bucket: Path, pieces: int) -> list[Path]:
     return [path for path, rows in zip(buckets.paths, buckets.rows, strict=True) if rows]
 
 
+def assign_buckets(
+    bucket_rows: np.ndarray, partitions: int | None, rows_per_partition: int
+) -> list[tuple[list[int], int]]:
+    """(buckets, pieces) of each step of the second pass: some neighbours make one partition, or one
+    bucket of a very long log makes several, a piece each. Buckets without rows are in none.
+    """
+    count = len(bucket_rows)
+    wanted = partitions or -(-int(bucket_rows.sum()) // rows_per_partition)
+    if wanted > count:
+        pieces = [max(1, round(rows / rows_per_partition)) for rows in bucket_rows]
+        return [([number], pieces[number]) for number in range(count)]
+    bounds = [count * number // wanted for number in range(wanted + 1)]
+    return [
+        ([number for number in range(begin, end) if bucket_rows[number]], 1)
+        for begin, end in itertools.pairwise(bounds)
+    ]
+
+
 class _Buckets(ExitStack):
     """Arrow stream files, by a hash of (seed, user)."""
 
@@ -113,11 +184,7 @@ class _Buckets(ExitStack):
         self._writers: list[pa.RecordBatchStreamWriter] = []
 
     def write(self, frame: pl.DataFrame) -> None:
-        bucket = _hash_users(frame["user"], self.seed) % np.uint64(len(self.paths))
-        frame = frame.with_columns(bucket=bucket.astype(np.int32))
-        frame = frame.sort("bucket", maintain_order=True)
-        bounds = np.searchsorted(frame["bucket"].to_numpy(), np.arange(len(self.paths) + 1))
-        table = frame.drop("bucket").to_arrow()
+        table, bounds = by_bucket(frame, len(self.paths), self.seed)
         if not self._writers:
             # a writer does not close its file if its last write fails: the stack does
             files = [self.enter_context(pa.OSFile(str(path), "wb")) for path in self.paths]
@@ -130,6 +197,16 @@ class _Buckets(ExitStack):
         self.rows += np.diff(bounds)
 
 
+def by_bucket(frame: pl.DataFrame, num_buckets: int, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
+    """The rows by bucket, a hash of (seed, user), else as they stand, and the (num_buckets + 1,)
+    bounds of the buckets.
+    """
+    bucket = _hash_users(frame["user"], seed) % np.uint64(num_buckets)
+    frame = frame.with_columns(bucket=bucket.astype(np.int32)).sort("bucket", maintain_order=True)
+    bounds = np.searchsorted(frame["bucket"].to_numpy(), np.arange(num_buckets + 1))
+    return frame.drop("bucket").to_arrow(), bounds
+
+
 def _hash_users(users: pl.Series, seed: int) -> np.ndarray:
     """(N,) uint64, the same with every version of every library: it decides the partition."""
     if users.dtype == pl.String:
@@ -139,25 +216,26 @@ def _hash_users(users: pl.Series, seed: int) -> np.ndarray:
     return hash64(seed, numbers, np.zeros(1, np.int64), 0)
 
 
-def _checked_frames(source: Source) -> Iterator[pl.DataFrame]:
-    """The source's frames, small ones joined and empty ones left out."""
+def joined_frames(
+    frames: Iterable[pl.DataFrame], source: Source, log: object
+) -> Iterator[pl.DataFrame]:
+    """The source's frames, checked, small ones joined and empty ones left out.
+
+    Args:
+        frames: of all of the log, or of a part of it.
+        log: its name, for messages.
+    """
     waiting: list[pl.DataFrame] = []
     schema: pl.Schema | None = None
     ids: list[str] = []
     rows = 0
-    # of a source that reads files
-    log = getattr(source, "path", f"source {source.name}")
-    for frame in source.event_frames():
+    for frame in frames:
         if schema is None:
             ids = [name for name in frame.columns if name not in ("time", *source.carry)]
             _check_schema(frame, ids, source, log)
             schema = frame.schema
         elif frame.schema != schema:
-            raise InputError(
-                f"{log}: the columns change on the way: event {rows + 1:,} and after have "
-                f"{dict(frame.schema)}, those before {dict(schema)}. "
-                "Write all files with the same columns and types."
-            )
+            raise InputError(columns_change(log, rows, frame.schema, schema))
         _check_values(frame, ids, rows, log)
         rows += frame.height
         waiting.append(frame)
@@ -168,8 +246,17 @@ def _checked_frames(source: Source) -> Iterator[pl.DataFrame]:
         yield pl.concat(waiting)
 
 
+def columns_change(log: object, rows: int, found: pl.Schema, before: pl.Schema) -> str:
+    """The message on frames that differ, after ``rows`` rows."""
+    return (
+        f"{log}: the columns change on the way: event {rows + 1:,} and after have "
+        f"{dict(found)}, those before {dict(before)}. "
+        "Write all files with the same columns and types."
+    )
+
+
 def _check_schema(frame: pl.DataFrame, ids: list[str], source: Source, log: object) -> None:
-    wanted = {"user", "item", "time", *source.side, *source.carry}
+    wanted = {"user", "item", "time", *source.side, *source.carry} - {"row"}
     if missing := wanted - set(frame.columns):
         raise InputError(f"{log} lacks columns {sorted(missing)}; it has {sorted(frame.columns)}.")
     unknown = set(frame.columns) - wanted - {"category", "action"}

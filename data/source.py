@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -94,6 +94,16 @@ class Partition:
         return np.maximum.accumulate(np.where(new, np.arange(len(time)), 0))
 
 
+@dataclass(frozen=True)
+class FramePart:
+    """A stretch of a log that is read apart from the others, maybe on another machine."""
+
+    name: str
+    """For messages, such as the file."""
+    frames: Callable[[], Iterator[pl.DataFrame]]
+    """Something that can be pickled."""
+
+
 class Source(Protocol):
     """A log that becomes an event store. Best a frozen dataclass: its fields are the command
     line's options and are kept in ``store.json``.
@@ -109,7 +119,8 @@ class Source(Protocol):
     @property
     def carry(self) -> tuple[str, ...]:
         """Numeric columns that the source needs for its requests but that the store does not keep
-        (basket, week, label ...).
+        (basket, week, label ...). ``row``, the number of the event in the log from 1, is made by
+        the builder and not in the frames.
         """
 
     @property
@@ -148,6 +159,13 @@ class Source(Protocol):
         ``data.sampling.draw_negatives``.
         """
 
+    # A source may have, for reading on several machines:
+    # ``event_parts() -> list[FramePart]``: the frames of ``event_frames``, part by part;
+    # ``survey_parts() -> list[FramePart]``: frames that the source has to see before
+    # ``popularity`` is asked, and ``survey(frames)``, which is told all of them in order;
+    # ``tallies() -> object`` and ``add_tallies(tallies)``: what ``requests`` has counted in this
+    # object, and what it has counted in another one.
+    #
     # A source may have ``left_out() -> dict[str, int]``, asked once at the end: requests that were
     # not formed, by reason; and ``context_words() -> dict[str, pl.Series]``, values of its context
     # columns as in the log, by id, null where an id stands for none.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from pydantic import TypeAdapter
 
 from data.errors import InputError
 from data.source import SPLITS, Order, Requests, Split
@@ -131,8 +132,14 @@ class StoreInfo:
             content["partitions"] = tuple(
                 StoredPartition(**entry) for entry in content["partitions"]
             )
-            return cls(**content)
-        except (KeyError, TypeError) as error:
+            info = cls(**content)
+            TypeAdapter(cls).validate_python(dataclasses.asdict(info))
+            for counts in (info.requests, info.candidates, info.positives):
+                _check_splits(counts)
+            for partition in info.partitions:
+                _check_splits(partition.requests)
+            return info
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{file} lacks or has unknown entries ({error}). Prepare the store again."
             ) from error
@@ -195,8 +202,11 @@ class EventStore:
 
     def originals(self, field: str) -> pa.Array:
         """(num_embeddings,) values of a field as in the log, by id; null for id 0, and of a context
-        column for id 1, too.
+        column for id 1, too. A log without categories has none, and no file of them.
         """
+        file = self.path / "vocabulary" / "category.arrow"
+        if field == "category" and not file.exists():
+            return pa.nulls(dict(self.fields)[field], pa.string())
         return self._words(field).column("original")
 
     def train_counts(self, column: str) -> np.ndarray:
@@ -270,12 +280,14 @@ def read_arrow(file: Path) -> pa.RecordBatch:
     """The one record batch of an Arrow IPC file, memory-mapped.
 
     Raises:
-        InputError: the file is missing or cut.
+        InputError: the file is missing, cut, or its structure is damaged.
     """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        return reader.get_batch(0)
-    except (OSError, pa.ArrowInvalid) as error:
+        batch = reader.get_batch(0)
+        batch.validate()  # lengths of its buffers; no value is read
+        return batch
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{file} is missing or damaged ({error}). Prepare the store again."
         ) from error
@@ -316,6 +328,11 @@ def numpy_columns(batch: pa.RecordBatch, exclude: tuple[str, ...] = ()) -> dict[
         for name in batch.schema.names
         if name not in exclude
     }
+
+
+def _check_splits(counts: Mapping[Split, int]) -> None:
+    if counts.keys() != {*SPLITS}:
+        raise KeyError(f"counts of {sorted(counts)} where those of {', '.join(SPLITS)} are due")
 
 
 def _check_length(file: Path, found: int, expected: int) -> None:

@@ -35,7 +35,7 @@ class Vocabulary:
             self._merge()
 
     def finish(self) -> pl.DataFrame:
-        """All values in order of first appearance; the value of row i gets id i + 1."""
+        """All values in order of first appearance."""
         self._merge()
         assert self._merged is not None
         return self._merged

@@ -26,7 +26,8 @@ from modules.ranker_config import Auxiliary, RankerConfig
 from modules.search import Histories
 from modules.tables import FieldConfig
 from sharding.apply import TableOptimizer, shard
-from sharding.plan import ShardingConfig, choose_plan
+from sharding.cluster_plan import choose_plan
+from sharding.plan import ShardingConfig
 from sharding.search_tables import read_live_tables, read_replica
 
 ITEMS, CATEGORIES = 4_068_791, 9_408

@@ -218,6 +218,14 @@ class CompleteJourney:
         """Baskets with enough history that are no requests of the task, by reason."""
         return {reason: count for reason, count in self._left_out.items() if count}
 
+    def tallies(self) -> dict[str, int]:
+        """Baskets that were left out here."""
+        return dict(self._left_out)
+
+    def add_tallies(self, tallies: dict[str, int]) -> None:
+        """Adds those that were left out elsewhere."""
+        self._left_out.update(tallies)
+
     def best_auc(self) -> None:
         return None
 

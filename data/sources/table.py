@@ -6,9 +6,9 @@ of the history. Without one the next events are predicted, against negatives dra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from data.errors import InputError
 from data.sampling import add_negatives
-from data.source import Order, Partition, Requests, Split
+from data.source import FramePart, Order, Partition, Requests, Split
 from data.sources.delimited import TruncatedLine, read_delimited
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -29,6 +29,8 @@ RESERVED = {
     *("original", "frequency", "popularity", "bucket"),
 }
 """Names of columns in the store and on the way to it."""
+Types = dict[str, pa.DataType]
+"""Of CSV columns."""
 MAX_SAMPLES = 4_000_000
 """Times kept to place the splits: all of a smaller log, every second, fourth ... of a larger."""
 
@@ -114,28 +116,48 @@ class TableSource:
     @cached_property
     def split_starts(self) -> tuple[int, int]:
         """First times of validation and test."""
+        return self._place_splits(frame for part in self.survey_parts() for frame in part.frames())
+
+    def survey_parts(self) -> list[FramePart]:
+        """The times of all files; none where both starts are given."""
+        if self.val_start is not None:
+            return []
+        return self._parts([self.time], self._file_times)
+
+    def survey(self, frames: Iterable[pl.DataFrame]) -> None:
+        """Places the splits by frames that were read elsewhere."""
+        self.__dict__["split_starts"] = self._place_splits(frames)
+
+    def _place_splits(self, frames: Iterable[pl.DataFrame]) -> tuple[int, int]:
         if self.val_start is not None and self.test_start is not None:
             return self.val_start, self.test_start
-        times = np.sort(_sample(self._all_times()))
+        times = np.sort(_sample(frame["time"].drop_nulls() for frame in frames))
         test = len(times) - int(len(times) * self.test_fraction)
         val = test - int(len(times) * self.val_fraction)
         never = np.iinfo(np.int64).max
         return tuple(int(times[i]) if i < len(times) else never for i in (val, test))
 
     def event_frames(self) -> Iterator[pl.DataFrame]:
+        for part in self.event_parts():
+            yield from part.frames()
+
+    def event_parts(self) -> list[FramePart]:
+        """One of each file."""
+        return self._parts(self._columns(), self._file_events)
+
+    def _file_events(self, file: Path, types: Types) -> Iterator[pl.DataFrame]:
         row = 0
-        for frame in self._frames(self._columns()):
+        for frame in self._file_frames(file, self._columns(), types):
             events = {
                 "user": frame[self.user],
                 "item": frame[self.item],
-                "time": pl.Series(self._times(frame, row), dtype=pl.Int64),
-                "row": pl.Series(np.arange(row + 1, row + frame.height + 1)),
+                "time": pl.Series(self._times(frame, file, row), dtype=pl.Int64),
                 **{name: _attribute(frame[name]) for name in self.side},
             }
             if self.category:
                 events["category"] = _attribute(frame[self.category])
             if self.label:
-                events["label"] = events["action"] = self._labels(frame[self.label], row)
+                events["label"] = events["action"] = self._labels(frame[self.label], file, row)
             if self.action:
                 events["action"] = _attribute(frame[self.action])
             yield pl.DataFrame(events)
@@ -209,37 +231,49 @@ class TableSource:
             raise InputError(f"{self.path} holds no file that ends in {', '.join(SUFFIXES)}.")
         return sorted(files)
 
-    def _frames(self, columns: list[str]) -> Iterator[pl.DataFrame]:
-        """The chosen columns of all files, in the order of the files' names."""
-        types: dict[str, pa.DataType] = dict.fromkeys(self.text, pa.large_string())
-        for file in self._files():
+    def _parts(
+        self, columns: list[str], read: Callable[[Path, Types], Iterator[pl.DataFrame]]
+    ) -> list[FramePart]:
+        """One of each file, in the order of the files' names. CSV columns have the types that the
+        first rows show, of the first file that has a value there.
+        """
+        parts = []
+        types: Types = dict.fromkeys(self.text, pa.large_string())
+        files = self._files()
+        for file in files:
             if not file.exists():
                 raise InputError(f"{file} does not exist. Give a file, a folder or a pattern.")
-            if file.name.endswith(".parquet"):
-                yield from _read_parquet(file, columns)
-                continue
-            default = "\t" if ".tsv" in file.suffixes else ","
-            for frame in read_delimited(
-                file,
-                columns,
-                types=types,
-                delimiter=self.delimiter or default,
-                truncated_line=self.truncated_line,
-            ):
-                if frame.height:
-                    # later files are read with the types of the first
-                    types = _known_types(frame) | types
-                    yield frame
+            parts.append(FramePart(str(file), partial(read, file, types)))
+            known = file == files[-1] or types.keys() >= {*columns}  # for the files that follow
+            if not known and not file.name.endswith(".parquet"):
+                frames = self._file_frames(file, columns, types)
+                first = next((frame for frame in frames if frame.height), None)
+                types = (_known_types(first) if first is not None else {}) | types
+        return parts
 
-    def _all_times(self) -> Iterator[pl.Series]:
+    def _file_frames(self, file: Path, columns: list[str], types: Types) -> Iterator[pl.DataFrame]:
+        """The chosen columns, as they are in the file."""
+        if file.name.endswith(".parquet"):
+            yield from _read_parquet(file, columns)
+            return
+        frames = read_delimited(
+            file,
+            columns,
+            types=types,
+            delimiter=self.delimiter or ("\t" if ".tsv" in file.suffixes else ","),
+            truncated_line=self.truncated_line,
+        )
+        yield from (frame for frame in frames if frame.height)
+
+    def _file_times(self, file: Path, types: Types) -> Iterator[pl.DataFrame]:
         row = 0
-        for frame in self._frames([self.time]):
-            yield self._times(frame, row).drop_nulls()
+        for frame in self._file_frames(file, [self.time], types):
+            yield pl.DataFrame({"time": pl.Series(self._times(frame, file, row), dtype=pl.Int64)})
             row += frame.height
 
-    def _times(self, frame: pl.DataFrame, row: int) -> pl.Series:
+    def _times(self, frame: pl.DataFrame, file: Path, row: int) -> pl.Series:
         """int64 times; a null stays null, for the builder to name. ``row``: rows before."""
-        time, where = frame[self.time], f"{self.path}: column {self.time}"
+        time, where = frame[self.time], f"{file}: column {self.time}"
         if time.dtype == pl.String:
             # 01/02/2026 is a day of January or of February
             if (wrong := ~time.str.contains(r"^\d{4}[-/]")).any():
@@ -275,7 +309,7 @@ class TableSource:
         except pl.exceptions.InvalidOperationError as error:
             raise InputError(f"{where} has times above 2**63 - 1. Use a coarser unit.") from error
 
-    def _labels(self, label: pl.Series, row: int) -> pl.Series:
+    def _labels(self, label: pl.Series, file: Path, row: int) -> pl.Series:
         """int8 labels. ``row``: rows before."""
         if label.dtype.is_numeric() or label.dtype == pl.Boolean:
             label = label.cast(pl.Float64)
@@ -286,7 +320,7 @@ class TableSource:
         else:
             at = 0
         raise InputError(
-            f"{self.path}: column {label.name}, row {row + at + 1:,}: label {label[at]!r} is not 0 "
+            f"{file}: column {label.name}, row {row + at + 1:,}: label {label[at]!r} is not 0 "
             "or 1. Write labels as 0 and 1, and leave out rows without an answer."
         )
 

@@ -23,8 +23,8 @@ Side = Literal["seller", "brand"]
 class TmallSource(LastClicks):
     """Tmall's user log, with DARE's split; of the actions only clicks are kept.
 
-    Ids are in order of first appearance in the log, and an item has its last category there; DARE's
-    code first sorts the log by user and day, which matters for items of several categories.
+    An item has its last category in the log; DARE's code first sorts the log by user and day, which
+    matters for items of several categories.
     """
 
     path: Path

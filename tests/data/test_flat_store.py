@@ -145,7 +145,7 @@ def test_a_value_that_only_validation_has_is_unknown(tmp_path: Path) -> None:
 def test_the_scratch_files_are_gone(store: EventStore) -> None:
     names = {path.name for path in store.path.iterdir()}
     parts = {f"part-{number:05d}" for number in range(4)}
-    assert names == {"store.json", "items.arrow", "vocabulary", *parts}
+    assert names == {"store.json", "checksums.sha256", "items.arrow", "vocabulary", *parts}
 
 
 def test_a_row_is_found_again_by_its_time(store: EventStore) -> None:

@@ -55,27 +55,35 @@ def request_rows(store: EventStore) -> list[tuple]:
     return sorted(rows)
 
 
-def test_ids_are_dense_in_order_of_first_appearance(tmp_path: Path) -> None:
+def test_events_are_sorted_by_user_and_time(tmp_path: Path) -> None:
     prepare(LOG, tmp_path / "store")
     store = EventStore.open(tmp_path / "store")
-    assert store.originals("item").to_pylist() == [None, 30, 10, 20]
-    assert store.originals("category").to_pylist() == [None, "x", "y", "z"]
+    items, categories = (store.originals(name).to_pylist() for name in ("item", "category"))
+    assert (items[0], sorted(items[1:])) == (None, [10, 20, 30])
+    assert (categories[0], sorted(categories[1:])) == (None, ["x", "y", "z"])
     assert store.fields == [("item", 4), ("category", 4)]
     [partition] = store.partitions
     assert partition.original_users.to_pylist() == ["u", "v", "w"]
     assert partition.users["user"].tolist() == [0, 1, 2]
     assert partition.users["first_row"].tolist() == [0, 3, 5]
     assert partition.users["count"].tolist() == [3, 2, 1]
-    #                                             u        v     w
-    assert partition.events["item"].tolist() == [1, 2, 1, 2, 1, 3]
+    of_u, of_v, of_w = [30, 10, 30], [10, 30], [20]
+    assert [items[i] for i in partition.events["item"]] == [*of_u, *of_v, *of_w]
     assert partition.events["time"].tolist() == [1, 3, 6, 2, 5, 4]
 
 
 def test_the_last_category_seen_describes_an_item(tmp_path: Path) -> None:
     prepare(LOG, tmp_path / "store")
-    items = EventStore.open(tmp_path / "store").items
-    assert items["category"].tolist() == [0, 3, 2, 1]  # item 1 was x, x, then z
-    assert items["frequency"].tolist() == [0, 3, 2, 1]
+    store = EventStore.open(tmp_path / "store")
+    words = store.originals("category").to_pylist()
+    described = zip(
+        store.originals("item").to_pylist(),
+        (words[i] for i in store.items["category"]),
+        store.items["frequency"].tolist(),
+        strict=True,
+    )
+    # item 30 was of x, x, then z
+    assert {*described} == {(None, None, 0), (30, "z", 3), (10, "y", 2), (20, "x", 1)}
 
 
 def test_an_unknown_side_value_is_id_0(tmp_path: Path) -> None:
@@ -85,6 +93,14 @@ def test_an_unknown_side_value_is_id_0(tmp_path: Path) -> None:
     assert store.partitions[0].events["brand"].tolist() == [0, 1]
     assert store.items["brand"].tolist() == [0, 0, 1]
     assert store.partitions[0].events["category"].tolist() == [1, 1]
+
+
+def test_a_side_column_may_be_called_count(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [1, 1], "item": [7, 7], "time": [1, 2], "count": [3, 5]})
+    prepare(MemorySource(frames=[frame], side=("count",)), tmp_path / "store")
+    store = EventStore.open(tmp_path / "store")
+    words = store.originals("count").to_pylist()
+    assert [words[i] for i in store.items["count"]] == [None, 5]
 
 
 def test_an_empty_value_does_not_replace_a_known_one(tmp_path: Path) -> None:
@@ -97,15 +113,19 @@ def test_users_with_few_events_get_no_rows_but_count(tmp_path: Path) -> None:
     info = prepare(dataclasses.replace(LOG, min_events=2), tmp_path / "store")
     store = EventStore.open(tmp_path / "store")
     assert (info.users, info.events, info.log_users, info.log_events) == (2, 5, 3, 6)
-    assert store.items["frequency"].tolist() == [0, 3, 2, 1]
+    frequency = dict(
+        zip(store.originals("item").to_pylist(), store.items["frequency"], strict=True)
+    )
+    assert frequency == {None: 0, 30: 3, 10: 2, 20: 1}
 
 
 def test_order_by_file_makes_the_position_the_time(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": [7, 8, 7], "item": [3, 2, 1], "time": [0, 0, 0]})
     prepare(MemorySource(frames=[frame], order="file"), tmp_path / "store")
-    events = EventStore.open(tmp_path / "store").partitions[0].events
+    store = EventStore.open(tmp_path / "store")
+    events, words = store.partitions[0].events, store.originals("item").to_pylist()
     assert events["time"].tolist() == [0, 1, 0]
-    assert events["item"].tolist() == [1, 3, 2]
+    assert [words[i] for i in events["item"]] == [3, 1, 2]
 
 
 @pytest.mark.parametrize("rows", [1, 7])

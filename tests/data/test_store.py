@@ -48,6 +48,12 @@ def test_open_keeps_what_was_written(path: Path) -> None:
     assert store.context == []
 
 
+def test_a_log_without_categories_has_no_words_for_them(path: Path) -> None:
+    store = EventStore.open(path)
+    assert not (path / "vocabulary" / "category.arrow").exists()
+    assert store.originals("category").to_pylist() == [None] * dict(store.fields)["category"]
+
+
 def _sum_items(path: Path) -> int:
     return int(EventStore.open(path).partitions[0].events["item"].sum())
 

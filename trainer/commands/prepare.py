@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.prepare import prepare
+from data.prepare import Engine, prepare
 from data.source import SPLITS
 from data.sources import SOURCES
 from data.store import StoreInfo
@@ -117,8 +117,18 @@ def _builder(name: str, source_type: type) -> Callable[..., Callable[[], StoreIn
         seed: int = 0,
         partitions: int | None = None,
         force: tyro.conf.FlagCreatePairsOff[bool] = False,
+        engine: Engine = "local",
+        address: str | None = None,
     ) -> Callable[[], StoreInfo]:
-        return lambda: prepare(source, out, seed=seed, partitions=partitions, overwrite=force)
+        return lambda: prepare(
+            source,
+            out,
+            seed=seed,
+            partitions=partitions,
+            overwrite=force,
+            engine=engine,
+            address=address,
+        )
 
     builder.__doc__ = f"""{_sentence(source_type)}
 
@@ -133,5 +143,10 @@ def _builder(name: str, source_type: type) -> Callable[..., Callable[[], StoreIn
         partitions: Number of partitions; by default one for every 2 million events, or million
             rows of a table without users.
         force: Replace a store at --out once the new one is complete.
+        engine: local: this process. ray: all nodes of a Ray cluster, for histories that are too
+            long for one machine; same bytes. Every node must see the log and the folder of --out
+            under the same absolute path, and have this project's libraries.
+        address: Of the Ray cluster: auto (this machine is one of its nodes), HOST:PORT or
+            ray://HOST:PORT. By default one is started on this machine for as long as it is needed.
     """
     return builder

@@ -33,10 +33,12 @@ OTHER_FUTURE: list[Event] = [
     ("eve", "d", 102), ("eve", "e", 205),
 ]  # fmt: skip
 ITEMS = "abcdef"
+BY_ID = "?beadfc"
+"""Items of the small store by id, laid out by their events in training."""
 
 
 def write_store(folder: Path, future: list[Event] = FUTURE, **options: object) -> Path:
-    """The store of TRAINING and a future; items are 1 for a, 2 for b ..., users 0 for zoe, ann 1,
+    """The store of TRAINING and a future; items have the ids of BY_ID, users are 0 for zoe, ann 1,
     bob 2, cid 3, eve 4.
     """
     folder.mkdir(parents=True, exist_ok=True)

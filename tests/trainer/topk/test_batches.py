@@ -12,6 +12,7 @@ import torch
 from data.store import EventStore
 from modules.retrieval.config import SelfAttentionConfig
 from modules.retrieval.loss import Windows
+from tests.trainer.topk.logs import BY_ID
 from trainer.topk.batches import PairBatches, WindowBatches, histories, target_rows
 from trainer.topk.experiment import TopKExperiment, mf, self_attention
 from trainer.topk.interactions import Interactions
@@ -132,6 +133,7 @@ def test_histories_end_with_the_latest_training_event(log: Interactions) -> None
     chunks = [*histories(log, 3, 2, torch.device("cpu"))]
     assert [len(items) for items, _ in chunks] == [2, 2, 1]
     items, valid = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    assert items[ANN].tolist() == [2, 3, 1]
-    assert items[BOB].tolist() == [0, 1, 4] and valid[BOB].tolist() == [False, True, True]
+    assert [BY_ID[item] for item in items[ANN].tolist()] == ["b", "c", "a"]
+    assert [BY_ID[item] for item in items[BOB].tolist()] == ["?", "a", "d"]
+    assert valid[BOB].tolist() == [False, True, True]
     assert not valid[4].any()

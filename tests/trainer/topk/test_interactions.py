@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import InputError
 from data.store import EventStore
-from tests.trainer.topk.logs import OTHER_FUTURE, TEST, TRAINING, VALIDATION, write_store
+from tests.trainer.topk.logs import BY_ID, OTHER_FUTURE, TEST, TRAINING, VALIDATION, write_store
 from trainer.topk.interactions import Bought, Interactions
 
 ANN, BOB, CID, EVE = 1, 2, 3, 4
@@ -21,9 +21,10 @@ def log(small: Path) -> Interactions:
     return Interactions.of(EventStore.open(small))
 
 
-def sets(bought: Bought) -> dict[int, set[int]]:
+def sets(bought: Bought) -> dict[int, set[str]]:
+    """Items by user."""
     return {
-        user: {*bought.items[begin:end].tolist()}
+        user: {BY_ID[item] for item in bought.items[begin:end]}
         for user, (begin, end) in enumerate(
             zip(bought.offsets[:-1], bought.offsets[1:], strict=True)
         )
@@ -35,7 +36,7 @@ def test_training_ends_before_validation_begins(log: Interactions) -> None:
     assert log.time.max() == max(time for *_, time in TRAINING) < VALIDATION < TEST
     # the six of zoe, and no event of the future
     assert len(log.item) == 6 + len(TRAINING)
-    assert sets(log.bought)[ANN] == {1, 2, 3}
+    assert sets(log.bought)[ANN] == {*"abc"}
     assert EVE not in sets(log.bought)
 
 
@@ -49,23 +50,23 @@ def test_another_future_leaves_all_of_training_as_it_was(log: Interactions, tmp_
 
 def test_events_of_a_user_are_in_order_of_time(log: Interactions) -> None:
     begin, end = log.first_row[ANN], log.first_row[ANN + 1]
-    assert log.item[begin:end].tolist() == [1, 2, 3, 1]
+    assert [BY_ID[item] for item in log.item[begin:end]] == ["a", "b", "c", "a"]
     assert log.time[begin:end].tolist() == [1, 1, 2, 3]
 
 
 def test_truth_is_what_was_bought_in_the_period(log: Interactions) -> None:
-    assert sets(log.truth["val"]) == {ANN: {1, 4}, BOB: {2}, CID: {3}, EVE: {1}}
-    assert sets(log.truth["test"]) == {ANN: {2, 5}, BOB: {6}, CID: {3}, EVE: {2}}
+    assert sets(log.truth["val"]) == {ANN: {*"ad"}, BOB: {"b"}, CID: {"c"}, EVE: {"a"}}
+    assert sets(log.truth["test"]) == {ANN: {*"be"}, BOB: {"f"}, CID: {"c"}, EVE: {"b"}}
 
 
 def test_who_bought_nothing_in_training_is_left_out(log: Interactions) -> None:
-    assert sets(log.wanted("test", "all")) == {ANN: {2, 5}, BOB: {6}, CID: {3}}
+    assert sets(log.wanted("test", "all")) == {ANN: {*"be"}, BOB: {"f"}, CID: {"c"}}
 
 
 def test_new_items_are_those_not_bought_in_training(log: Interactions) -> None:
     # cid bought nothing new
-    assert sets(log.wanted("test", "new")) == {ANN: {5}, BOB: {6}}
-    assert sets(log.wanted("val", "new")) == {ANN: {4}, BOB: {2}}
+    assert sets(log.wanted("test", "new")) == {ANN: {"e"}, BOB: {"f"}}
+    assert sets(log.wanted("val", "new")) == {ANN: {"d"}, BOB: {"b"}}
 
 
 def test_contains_answers_for_each_pair() -> None:

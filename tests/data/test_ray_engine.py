@@ -1,0 +1,100 @@
+"""On a Ray cluster a store becomes what it becomes on one machine, byte for byte, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data.errors import InputError
+from data.prepare import prepare
+from data.sources.synthetic import Synthetic
+from data.sources.teacher import Teacher
+from data.store import EventStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # Ray takes its time on busy cores
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tuple[Path, list[str]]:
+    """The folder of the stores, and the messages of what was refused."""
+    folder = tmp_path_factory.mktemp("stores")
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.data.ray_stores", str(folder), str(shared_data)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=560,
+    )
+    messages = [line for line in finished.stdout.splitlines() if line.startswith('"')]
+    return folder, [json.loads(line) for line in messages]
+
+
+@pytest.mark.parametrize("name", ["labelled", "synthetic", "taobao", "completejourney", "long"])
+def test_every_file_is_the_same(built: tuple[Path, list[str]], name: str) -> None:
+    local, on_ray = (built[0] / f"{name}-{engine}" for engine in ("local", "ray"))
+    if not local.exists():
+        pytest.skip("the log is not here")
+    files = {file.relative_to(local) for file in local.rglob("*.*")}
+    assert files == {file.relative_to(on_ray) for file in on_ray.rglob("*.*")}
+    for file in files:
+        assert (local / file).read_bytes() == (on_ray / file).read_bytes(), file
+    store = EventStore.open(on_ray)
+    assert store.info.events
+    assert len(store.partitions) >= {"completejourney": 1, "long": 9}.get(name, 2)
+
+
+def test_an_error_of_a_task_is_one_message_and_leaves_nothing(
+    built: tuple[Path, list[str]],
+) -> None:
+    folder, (no_date, cut) = built
+    assert no_date.startswith(f"{folder}/log/1.csv: column brand, row ")
+    assert no_date.endswith("Write ISO dates (2026-01-31 12:00:00) or integers.")
+    assert cut.startswith(f"{folder}/log/2.csv, line 2,002: 2 columns where 6 are expected")
+    assert cut.endswith("leave the line out with --truncated-line skip.")
+    assert not [path for path in folder.iterdir() if path.name.startswith("refused")]
+
+
+def test_ctrl_c_leaves_nothing(out: Path) -> None:
+    command = ["prepare", "synthetic", "--users", "400_000", "--engine", "ray", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.main", *command],
+        cwd=ROOT,
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # no terminal's, which would have told Ray, too
+    )
+    deadline = time.monotonic() + 200
+    while not list(out.parent.glob("*.partial-*/scratch/*.block")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+
+
+def test_rows_without_users_are_refused_by_name(out: Path) -> None:
+    with pytest.raises(InputError, match=r"source teacher has rows without users.*engine local"):
+        prepare(Teacher(), out, engine="ray")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
+def test_an_address_where_nobody_answers_is_refused(out: Path, address: str) -> None:
+    with pytest.raises(InputError, match=rf"No Ray cluster answers at --address {address} .*auto"):
+        prepare(Synthetic(), out, engine="ray", address=address)
+
+
+def test_an_address_without_the_engine_is_refused(out: Path) -> None:
+    with pytest.raises(InputError, match=r"--address auto .* Add --engine ray"):
+        prepare(Synthetic(), out, address="auto")
