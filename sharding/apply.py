@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor, nn
-from torchrec import KeyedJaggedTensor, KeyedTensor
+from torchrec import DataType, KeyedJaggedTensor, KeyedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -21,7 +22,8 @@ from modules.bags import init_stds, initialize_shard_
 from modules.ranker import LifelongRanker
 from sharding.batch_norm import use_global_batch_norm
 from sharding.narrow import widths_within
-from sharding.plan import FusedBagSharder, PlanError
+from sharding.plan import FusedBagSharder, PlanError, ShardingConfig, collections
+from sharding.replicated import DATA_PARALLEL, held_shards
 from sharding.weighted_bags import WeightedBags
 
 _KINDS = {
@@ -29,6 +31,12 @@ _KINDS = {
     "adagrad": EmbOptimType.EXACT_ADAGRAD,
     "sgd": EmbOptimType.EXACT_SGD,
     "adam": EmbOptimType.ADAM,
+}
+
+
+_DATA_TYPES = {
+    "float32": (DataType.FP32, torch.float32),
+    "float16": (DataType.FP16, torch.float16),
 }
 
 
@@ -48,9 +56,18 @@ class TableOptimizer:
     every step for every row: the same for a row that each batch holds; a row that a share p of the
     batches hold is held back by p lambda, and none fades while it is away."""
 
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the tables' numbers. float16 halves the tables; sums, gradients and the optimizer's state
+    stay float32, but each update is rounded to 11 bits: one below a 2048th of its number may be
+    lost. There is no bfloat16: FBGEMM's kernels for CPUs do not know it."""
+
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise ValueError(f"kind is one of {', '.join(_KINDS)}; got {self.kind!r}.")
+        if self.dtype not in _DATA_TYPES:
+            raise ValueError(
+                f"dtype of tables is one of {', '.join(_DATA_TYPES)}; got {self.dtype!r}."
+            )
         for name in ("learning_rate", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
@@ -71,6 +88,33 @@ class TableOptimizer:
         params = {"optimizer": _KINDS[self.kind], "learning_rate": self.learning_rate}
         return params if self.kind == "sgd" else params | {"eps": self.eps}
 
+    @property
+    def replicable(self) -> bool:
+        """Whether a dense gradient trains a table as a sparse one does: Adam and weight decay move
+        a row for having been looked up, whatever its gradient, and a replica does not know that.
+        Nor are gradients of float16 tables float32 there.
+        """
+        return self.kind != "adam" and not self.weight_decay and self.dtype == "float32"
+
+
+def kinds_for(optimizer: TableOptimizer, config: ShardingConfig) -> ShardingConfig:
+    """Without replicas, where the optimizer has none.
+
+    Raises:
+        PlanError: the config wants them all the same.
+    """
+    if optimizer.replicable:
+        return config
+    kinds = tuple(kind for kind in config.kinds if kind != DATA_PARALLEL)
+    if not kinds or DATA_PARALLEL in config.table_kinds.values():
+        raise PlanError(
+            "data_parallel tables go with rowwise_adagrad, adagrad and sgd, without weight decay, "
+            f"in float32; got --tables.kind {optimizer.kind}, weight_decay "
+            f"{optimizer.weight_decay:g}, dtype {optimizer.dtype}. Leave data_parallel out of "
+            "--sharding.kinds and --sharding.table-kinds."
+        )
+    return dataclasses.replace(config, kinds=kinds)
+
 
 def shard(
     model: LifelongRanker,
@@ -84,8 +128,20 @@ def shard(
 
     Values at the start depend on ``seed`` only: every plan and world size begins with the same
     tables, and rank 0's dense parameters go to all.
+
+    Raises:
+        PlanError: the plan replicates a table whose optimizer does not go with that.
     """
+    replicas = sorted(
+        table
+        for of_module in plan.plan.values()
+        for table, sharding in of_module.items()
+        if sharding.sharding_type == DATA_PARALLEL
+    )
+    if replicas:
+        kinds_for(optimizer, ShardingConfig(table_kinds=dict.fromkeys(replicas, DATA_PARALLEL)))
     use_global_batch_norm(model)
+    _hold_tables_as(model, optimizer.dtype)
     starts, widths = init_stds(model), widths_within(model)
     sharded = DistributedModelParallel(
         model,
@@ -102,6 +158,16 @@ def shard(
             bags.register_forward_pre_hook(_pad_to_common_stride)
             bags.register_forward_hook(_drop_padding)
     return sharded
+
+
+def _hold_tables_as(model: nn.Module, dtype: str) -> None:
+    """Of tables that have no memory yet."""
+    data_type, of_torch = _DATA_TYPES[dtype]
+    for _, bags in collections(model):
+        for table in bags.embedding_bag_configs():
+            table.data_type = data_type
+            module = bags.embedding_bags[table.name]
+            module.weight = nn.Parameter(module.weight.to(of_torch))
 
 
 def sharded_collections(model: nn.Module) -> list[tuple[str, ShardedEmbeddingBagCollection]]:
@@ -177,13 +243,8 @@ def _initialize(
     widths: dict[str, int],
     seed: int,
 ) -> None:
-    for name, weight in bags.state_dict().items():
-        table = name.split(".")[-2]
-        for local in weight.local_shards():
-            row, column = local.metadata.shard_offsets
-            initialize_shard_(
-                local.tensor, table, init_std[table], seed, row, column, widths.get(table)
-            )
+    for table, rows, (row, column) in held_shards(bags.state_dict()):
+        initialize_shard_(rows, table, init_std[table], seed, row, column, widths.get(table))
 
 
 def _has_row_wise(bags: ShardedEmbeddingBagCollection) -> bool:

@@ -7,7 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -114,6 +114,31 @@ class Cluster:
         share.
         """
         return 2 * self.exchange_seconds(size)
+
+
+def cluster_of_job(
+    world_size: int, local_world_size: int, device: Device, memory_gib: float, model: str = ""
+) -> Cluster:
+    """The nodes that a job runs on, as the catalogue knows them: of its GPUs' model, or of an
+    H100 or CPU, with as much memory as the job may count on.
+
+    Args:
+        world_size: ranks of the job.
+        local_world_size: those of each host.
+        device: of a rank.
+        memory_gib: of a rank, in GiB.
+        model: of the GPU as the driver names it, e.g. NVIDIA A100-SXM4-80GB.
+    """
+    nodes = load_nodes()
+    likely = "CPU-SPR" if device == "cpu" else "H100-80"
+    words = re.split(r"\W+", model)
+    alike = [name for name in nodes if name.split("-")[0] in words]
+    node = nodes[max(alike, key=lambda name: name.split("-")[-1] in model, default=likely)]
+    if world_size % local_world_size:  # unequal hosts: every rank as far away as another host
+        local_world_size = 1
+    memory_gb = memory_gib * 2**30 / GB
+    node = replace(node, memory_gb=memory_gb, devices=max(node.devices, local_world_size))
+    return Cluster(world_size // local_world_size, local_world_size, node)
 
 
 def load_nodes(file: Path | None = None) -> dict[str, Node]:

@@ -6,8 +6,9 @@ It enumerates, places and rates; what a shard holds and how long it takes is
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,29 +16,36 @@ import numpy as np
 import torch
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
     Perf,
     PerfModel,
     PlannerError,
-    Proposer,
     ShardEstimator,
     ShardingOption,
     Storage,
 )
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
+from torchrec.distributed.types import ShardingPlan
 
-from sharding.costs import CostModel, ShardCost
+from sharding.catalogue import Device, cluster_of_job
+from sharding.costs import FLOAT_BYTES, CostModel, Lookup, ShardCost, TableLoad
 from sharding.errors import PlanError
+from sharding.frequency import RowFrequency
 from sharding.plan import (
+    KERNELS,
     FusedBagSharder,
     ShardingConfig,
+    ShardingKind,
+    SteadyEnumerator,
     allowed_kinds,
     collections,
+    placed_shards,
     refuse_odd_widths,
     refuse_unknown_tables,
 )
+from sharding.proposals import CACHED, CutProposer, is_cut
+from sharding.replicated import DATA_PARALLEL, DENSE
 
 CUTTABLE = 64
 """The costliest tables, and as many of the largest, may be cut; a rank holds more of the others
@@ -45,8 +53,14 @@ whole than cutting them could balance."""
 CUT_MUST_GAIN = 0.05
 """Share of a step by which a plan with all tables cut must be faster than one with none: a cut
 sends a row for each bag from every rank, mostly zeros, which loads a network that ranks share."""
-CACHED = "fused_uvm_caching"
-"""FBGEMM's kernel for tables of the host's memory with a cache on the device."""
+
+
+LARGEST_REPLICA = 2**26
+"""Bytes of a table that is replicated unless it is asked for: each step makes a gradient as large,
+whatever it has looked up."""
+RESERVE = 0.1
+"""Of a device's memory, for what is not counted: the driver's context, communication buffers,
+fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,16 @@ class DoesNotFit(PlanError):
         self.shortage = shortage
 
 
-def plan_on(
+def placed(model: nn.Module, plan: ShardingPlan, costs: CostModel) -> list[PlacedTable]:
+    """The tables of a plan, with what each shard costs."""
+    return [
+        _placed(table, path, plan.plan[path][table.name], costs)
+        for path, bags in collections(model)
+        for table in bags.embedding_bag_configs()
+    ]
+
+
+def search_plan(
     model: nn.Module,
     costs: CostModel,
     config: ShardingConfig,
@@ -104,8 +127,11 @@ def plan_on(
     free: int,
     beside: float,
     host: bool = False,
-) -> list[PlacedTable]:
+) -> ShardingPlan:
     """The plan whose busiest rank is done first, of those that were rated; see CUT_MUST_GAIN.
+
+    It is deterministic, so every rank plans for itself: with the planner's own collective form a
+    failure on rank 0 would leave the others waiting.
 
     Args:
         model: with its tables on the meta device; narrow ones held wide (sharding/narrow.py).
@@ -124,10 +150,7 @@ def plan_on(
     sizes = {t.name: (t.num_embeddings, t.embedding_dim) for t in configs}
     refuse_odd_widths(configs)
     refuse_unknown_tables(config, sizes)
-    kinds = {
-        name: allowed_kinds(name, rows, cluster.world_size, config)
-        for name, (rows, _) in sizes.items()
-    }
+    kinds = {name: kinds_of(name, size, cluster.world_size, config) for name, size in sizes.items()}
     on_gpu = cluster.node.device == "cuda"
     topology = _topology(costs, free)
     constraints = _constraints(kinds, sizes, costs, host and on_gpu)
@@ -135,7 +158,7 @@ def plan_on(
         topology=topology,
         batch_size=1,
         constraints=constraints,
-        enumerator=EmbeddingEnumerator(
+        enumerator=SteadyEnumerator(
             topology=topology,
             batch_size=1,
             constraints=constraints,
@@ -148,18 +171,83 @@ def plan_on(
         debug=False,
     )
     try:
-        chosen = planner.plan(model, [FusedBagSharder()])
+        with errors_alone(None):  # it warns of every replicated table
+            return planner.plan(model, [FusedBagSharder()])
     except PlannerError as error:
         shortage = find_shortage(costs, sizes, kinds, free)
+        told = _told(shortage, sizes, kinds)
+        said = str(error).strip().splitlines()[0]
         raise DoesNotFit(
-            f"The tables do not fit on {cluster.name}: {shortage.table} is the first without room.",
+            f"The tables do not fit on {cluster.world_size} rank(s) of {cluster.name}, "
+            f"{cluster.memory / 2**30:.3g} GiB each. {told}\nTorchRec's planner says: {said}",
             shortage,
         ) from error
-    return [
-        _placed(table, path, chosen.plan[path][table.name], costs)
-        for path, bags in collections(model)
+
+
+def _told(
+    shortage: Shortage, sizes: dict[str, tuple[int, int]], kinds: dict[str, list[str]]
+) -> str:
+    """Which table, which constraint, what to change: TorchRec names none of them."""
+    ways_out = (
+        "Ways out: more ranks, --sharding.memory-gib if the machine has more, narrower tables, a "
+        "smaller batch; twofold plan computes what each brings."
+    )
+    if not shortage.table:
+        return f"By bytes there is room, but no placement that was tried uses it. {ways_out}"
+    rows, width = sizes[shortage.table]
+    allowed = kinds[shortage.table]
+    if "row_wise" not in allowed:
+        ways_out = f"Let it be cut by rows (--sharding.kinds, --sharding.table-kinds). {ways_out}"
+    return (
+        f"{shortage.table}, {rows:,} x {width}, which may be {' or '.join(allowed)}, is the first "
+        f"without room: the fullest rank would hold {shortage.needed / 2**30:.3g} GiB of tables "
+        f"and has {shortage.free / 2**30:.3g} beside all else. {ways_out}"
+    )
+
+
+def kinds_of(
+    name: str, size: tuple[int, int], world_size: int, config: ShardingConfig
+) -> list[ShardingKind]:
+    """Those of a table that the planner may take: see LARGEST_REPLICA."""
+    kinds = allowed_kinds(name, size[0], world_size, config)
+    if FLOAT_BYTES * size[0] * size[1] <= LARGEST_REPLICA:
+        return kinds
+    return [kind for kind in kinds if kind != DATA_PARALLEL] or kinds
+
+
+def choose_plan(
+    model: nn.Module,
+    *,
+    world_size: int,
+    local_world_size: int,
+    device_type: Device,
+    lookups_per_rank: int,
+    config: ShardingConfig,
+) -> ShardingPlan:
+    """:func:`search_plan` where nothing is known of a log: all rows are alike.
+
+    Args:
+        model: with its tables on the meta device, or anywhere.
+        world_size: number of ranks.
+        local_world_size: ranks on one host.
+        device_type: "cpu" or "cuda".
+        lookups_per_rank: rows that one rank looks up in each table in one step.
+        config: what is allowed.
+
+    Raises:
+        PlanError: nothing fits, or a table named in ``config`` does not exist.
+    """
+    cluster = cluster_of_job(world_size, local_world_size, device_type, config.memory_gib)
+    loads = {
+        table.name: TableLoad(
+            (Lookup(lookups_per_rank),), RowFrequency.uniform(table.num_embeddings)
+        )
+        for _, bags in collections(model)
         for table in bags.embedding_bag_configs()
-    ]
+    }
+    free = int((1 - RESERVE) * cluster.memory)
+    costs = CostModel(cluster, loads, "rowwise_adagrad")
+    return search_plan(model, costs, config, free=free, beside=0.0)
 
 
 def find_shortage(
@@ -193,10 +281,18 @@ def find_shortage(
 def _least_bytes(costs: CostModel, name: str, size: tuple[int, int], kinds: list[str]) -> list[int]:
     """Of each shard, in the kind whose largest shard is smallest."""
     found = [
-        [costs.shard(name, kind, "fused", *part).device_bytes for part in cut(kind, size, costs)]
+        [
+            costs.shard(name, kind, kernel_of(kind), *part).device_bytes
+            for part in cut(kind, size, costs)
+        ]
         for kind in kinds
     ]
-    return min(found, key=max)
+    return min(found, key=lambda shards: (max(shards), sum(shards)))
+
+
+def kernel_of(kind: str) -> str:
+    """Of a table in the device's memory."""
+    return DENSE if kind == DATA_PARALLEL else "fused"
 
 
 def cut(
@@ -215,10 +311,8 @@ def cut(
 def _topology(costs: CostModel, free: int) -> Topology:
     cluster = costs.cluster
     on_gpu = cluster.node.device == "cuda"
-    constructed = logging.getLogger("torchrec.distributed.planner.types")
-    level = constructed.level
-    constructed.setLevel(logging.ERROR)  # it warns of every topology that its factory has not made
-    try:
+    # it warns of every topology that its factory has not made
+    with errors_alone("torchrec.distributed.planner.types"):
         return Topology(
             world_size=cluster.world_size,
             local_world_size=cluster.local_world_size,
@@ -226,8 +320,18 @@ def _topology(costs: CostModel, free: int) -> Topology:
             hbm_cap=free if on_gpu else 0,
             ddr_cap=cluster.host_memory if on_gpu else free,
         )
+
+
+@contextlib.contextmanager
+def errors_alone(logger: str | None) -> Iterator[None]:
+    """Silences the warnings of a logger; of None, the root's."""
+    quiet = logging.getLogger(logger)
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
-        constructed.setLevel(level)
+        quiet.setLevel(level)
 
 
 def cuttable_tables(costs: CostModel, sizes: dict[str, tuple[int, int]]) -> set[str]:
@@ -254,7 +358,7 @@ def _constraints(
         stays_whole = name not in cuttable and "table_wise" in kinds[name]
         return ParameterConstraints(
             sharding_types=["table_wise"] if stays_whole else list(kinds[name]),
-            compute_kernels=["fused", CACHED] if host and name in cuttable else ["fused"],
+            compute_kernels=[*KERNELS, CACHED] if host and name in cuttable else [*KERNELS],
         )
 
     return {name: of(name) for name in sizes}
@@ -290,7 +394,7 @@ class _Estimator(ShardEstimator):
 
 
 class _StepModel(PerfModel):
-    """Seconds of the busiest rank, with a little added for tables that are cut."""
+    """Milliseconds of the busiest rank, with a little added for tables that are cut."""
 
     def __init__(self, world_size: int, beside: float) -> None:
         self._world_size, self._beside = world_size, beside
@@ -300,99 +404,19 @@ class _StepModel(PerfModel):
         for option in plan:
             for shard in option.shards:
                 milliseconds[shard.rank] += shard.perf.total
-        cut_share = sum(option.num_shards > 1 for option in plan) / len(plan)
+        cut_share = sum(is_cut(option) for option in plan) / len(plan)
         busiest = max(milliseconds) + 1e3 * self._beside
         return busiest * (1 + CUT_MUST_GAIN * cut_share)
-
-
-class CutProposer(Proposer):
-    """Whole tables first; then with one, two, four ... of them cut, from the largest on, and from
-    the one that takes longest on. Last, the same with the largest in the host's memory.
-
-    TorchRec's own proposers go through the options of one table at a time: with thousands of
-    tables, each proposal of seconds, they end nowhere near a plan.
-    """
-
-    def load(
-        self, search_space: list[ShardingOption], enumerator: EmbeddingEnumerator | None = None
-    ) -> None:
-        """Takes the options that there are."""
-        self._proposals = iter(_proposals(search_space))
-
-    def propose(self) -> list[ShardingOption] | None:
-        """The next, or None."""
-        return next(self._proposals, None)
-
-    def feedback(self, *_: Any, **__: Any) -> None:
-        """Nothing depends on it."""
-
-
-def _proposals(search_space: Sequence[ShardingOption]) -> Iterator[list[ShardingOption]]:
-    options: dict[tuple[str, str], list[ShardingOption]] = {}
-    for option in search_space:
-        options.setdefault((option.path, option.name), []).append(option)
-    on_device = {key: [o for o in of if o.compute_kernel != CACHED] for key, of in options.items()}
-    whole = {
-        key: min(of, key=lambda o: (o.num_shards, _plainest(o))) for key, of in on_device.items()
-    }
-    parted = {
-        key: min(
-            (o for o in of if o is not whole[key] and o.num_shards > 1), key=_fastest, default=None
-        )
-        for key, of in on_device.items()
-    }
-    from_largest = sorted(whole, key=lambda key: (-_bytes(whole[key]), key))
-    by_bytes = [key for key in from_largest if parted[key] is not None]
-    by_time = sorted(by_bytes, key=lambda key: (-_busiest(whole[key]), key))
-    yield [*whole.values()]
-    for order in (by_bytes, by_time):
-        for count in _doubling(len(order)):
-            yield [*(whole | {key: parted[key] for key in order[:count]}).values()]
-    cached = {
-        key: min((o for o in of if o.compute_kernel == CACHED), key=_fastest, default=None)
-        for key, of in options.items()
-    }
-    largest = [key for key in from_largest if cached[key] is not None]
-    for count in _doubling(len(largest)):
-        in_host = {key: cached[key] for key in largest[:count]}
-        yield [*(whole | in_host).values()]
-        yield [*(whole | {key: parted[key] for key in by_bytes} | in_host).values()]
-
-
-def _doubling(last: int) -> Iterator[int]:
-    """1, 2, 4, ... and ``last``."""
-    count = 1
-    while count < last:
-        yield count
-        count *= 2
-    if last:
-        yield last
-
-
-def _busiest(option: ShardingOption) -> float:
-    return max(shard.perf.total for shard in option.shards)
-
-
-def _plainest(option: ShardingOption) -> tuple[bool, float, str]:
-    """TorchRec lists the options in the order of a set of strings, another in every process: of
-    those that are alike, as all are on one rank, the same must be taken each time.
-    """
-    return option.sharding_type != "table_wise", _busiest(option), option.sharding_type
-
-
-def _fastest(option: ShardingOption) -> tuple[float, bool, str]:
-    return _busiest(option), option.sharding_type != "table_wise", option.sharding_type
-
-
-def _bytes(option: ShardingOption) -> int:
-    return max(shard.storage.hbm + shard.storage.ddr for shard in option.shards)
 
 
 def _placed(table: Any, path: str, chosen: Any, costs: CostModel) -> PlacedTable:
     shards = [
         (s.placement.rank(), tuple(s.shard_offsets), tuple(s.shard_sizes))
-        for s in chosen.sharding_spec.shards
+        for s in placed_shards(chosen)
     ]
+    if chosen.sharding_type == DATA_PARALLEL:
+        size = (table.num_embeddings, table.embedding_dim)
+        shards = [(rank, (0, 0), size) for rank in range(costs.cluster.world_size)]
     return PlacedTable(
         name=table.name,
         path=path,

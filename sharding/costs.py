@@ -15,6 +15,7 @@ from typing import Any
 
 from sharding.catalogue import GB, Cluster
 from sharding.frequency import RowFrequency
+from sharding.replicated import DATA_PARALLEL
 
 ID_BYTES = 8
 """An id, or the length of a bag."""
@@ -23,8 +24,13 @@ SORT_BYTES = 64
 """Moved to sort one id for an update: four passes over pairs of 8 bytes, read and written."""
 CACHED_SHARE = 0.2
 """Of a table's rows that FBGEMM's cache on the device holds by default."""
+WEIGHT_BYTES = {"float32": 4, "float16": 2}
+"""Of a number of a table, by --tables.dtype."""
 LEAST_READ = {"cuda": 32, "cpu": 64}
 """Bytes that reading a row costs at least: a sector, a cache line."""
+DENSE_PASSES = 8
+"""Times that a dense update reads or writes all numbers of a table: gradient cleared, divided,
+squared, read and scaled; weights read and written; what lies between."""
 STATE_FLOATS = {"rowwise_adagrad": 0, "adagrad": 1, "sgd": 0, "adam": 2}
 """Numbers of optimizer state for each number of a table."""
 STATE_FLOATS_PER_ROW = {"rowwise_adagrad": 1}
@@ -115,7 +121,7 @@ class CostModel:
     optimizer: str
     """One of STATE_FLOATS."""
     weight_bytes: int = FLOAT_BYTES
-    """Of a number of a table; trained ones are float32."""
+    """Of a number of a table: one of WEIGHT_BYTES."""
 
     def shard(
         self,
@@ -129,12 +135,14 @@ class CostModel:
 
         Args:
             table: its name.
-            kind: table_wise, row_wise or column_wise.
-            kernel: fused, or fused_uvm_caching.
+            kind: table_wise, row_wise, column_wise or data_parallel, whose every shard is whole.
+            kernel: fused, dense where data_parallel, or fused_uvm_caching.
             offset: row, column.
             size: rows, columns.
         """
         rows, columns = size
+        if kind == DATA_PARALLEL:
+            return self._replica(table, rows, columns)
         load, node = self.loads[table], self.cluster.node
         share = load.frequency.share(offset[0], offset[0] + rows) if kind == "row_wise" else 1.0
         cached = load.frequency.hottest(CACHED_SHARE) if kernel != "fused" else 1.0
@@ -151,6 +159,32 @@ class CostModel:
         for use in load.lookups:
             held += self._lookup(use, share, columns, read, cached, load.frequency)
         return held
+
+    def _replica(self, table: str, rows: int, columns: int) -> ShardCost:
+        """Of a table that every rank holds: no id and no row is sent, but the gradient of all rows,
+        looked up or not.
+        """
+        load, node = self.loads[table], self.cluster.node
+        read = max(columns * self.weight_bytes, LEAST_READ[node.device])
+        size = FLOAT_BYTES * rows * columns
+        ids = {g: load.rows(gradient=g) for g in (False, True)}
+        bags = {
+            g: sum(use.bags for use in load.lookups if use.gradient == g and not use.local)
+            for g in (False, True)
+        }
+        outputs = FLOAT_BYTES * columns * (bags[False] + 2 * bags[True])
+        looked_up = sum(ids.values())
+        trained = bool(ids[True])
+        return ShardCost(
+            weights=self.weight_bytes * rows * columns,
+            optimizer=state_bytes(self.optimizer, rows, columns),
+            outputs=outputs + size * trained,
+            lookup=self._gather(looked_up, read, 1.0) + outputs / node.memory_gbs / GB,
+            gradients_exchange=self.cluster.all_reduce_seconds(size) * trained,
+            update=self._gather(ids[True], columns * FLOAT_BYTES + 2 * read, 1.0)
+            + DENSE_PASSES * size * trained / node.memory_gbs / GB,
+            rows_looked_up=looked_up,
+        )
 
     def _lookup(
         self,

@@ -53,22 +53,17 @@ class RowFrequency:
         return cls(edges.astype(float), sums[edges] / total, *_grouped(probability, rows))
 
     @classmethod
-    def zipf(cls, num_embeddings: int, exponent: float, *, by_rank: bool = True) -> RowFrequency:
-        r"""Row of rank k with a share proportional to :math:`k^{-s}`.
+    def zipf(cls, num_embeddings: int, exponent: float) -> RowFrequency:
+        r"""Row of rank k with a share proportional to :math:`k^{-s}`; rows stand so that blocks of
+        neighbours are looked up alike, as stores lay them out.
 
         Args:
             num_embeddings: V.
             exponent: s; 0 is uniform.
-            by_rank: ids are in the order of their frequency, as ids by first appearance nearly are;
-                else they are anywhere.
         """
         edges = _geometric_edges(num_embeddings)
         mass = np.diff(_zipf_integral(edges + 0.5, exponent))
         shares, rows = mass / mass.sum(), np.diff(edges)
-        cumulative = np.concatenate([[0], np.cumsum(shares)])
-        cumulative[-1] = 1.0  # what a whole table has, without a rounding error
-        if by_rank:
-            return cls(edges, cumulative, *_grouped(shares / rows, rows))
         ends = np.array([0.0, num_embeddings])
         return cls(ends, np.array([0.0, 1.0]), *_grouped(shares / rows, rows))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -16,11 +16,12 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 
-from sharding.cluster_plan import CACHED
 from sharding.errors import PlanError
-from sharding.plan import collections
+from sharding.plan import ShardingKind, collections
+from sharding.proposals import CACHED
+from sharding.replicated import DATA_PARALLEL, DENSE
 
-KINDS = ("table_wise", "row_wise", "column_wise")
+KINDS = get_args(ShardingKind)
 _Shard = tuple[int, list[int], list[int]]  # rank, offset, size
 
 
@@ -57,7 +58,13 @@ def given_plan(
     _check_same_tables(of_plan, {name: table for name, (_, table) in configs.items()})
     plan: dict[str, EmbeddingModuleShardingPlan] = {}
     for name, (path, table) in configs.items():
-        shards = _shards(table, of_plan[name], world_size, local_world_size)
+        entry, kernel = of_plan[name], _kernel(name, of_plan[name], device_type)
+        if entry.get("sharding_type") == DATA_PARALLEL:
+            plan.setdefault(path, EmbeddingModuleShardingPlan())[name] = ParameterSharding(
+                sharding_type=DATA_PARALLEL, compute_kernel=kernel, ranks=[*range(world_size)]
+            )
+            continue
+        shards = _shards(table, entry, world_size, local_world_size)
         plan.setdefault(path, EmbeddingModuleShardingPlan())[name] = ParameterSharding(
             sharding_spec=EnumerableShardingSpec(
                 [
@@ -69,8 +76,8 @@ def given_plan(
                     for rank, offset, size in shards
                 ]
             ),
-            sharding_type=of_plan[name]["sharding_type"],
-            compute_kernel=_kernel(name, of_plan[name], device_type),
+            sharding_type=entry["sharding_type"],
+            compute_kernel=kernel,
             ranks=[rank for rank, _, _ in shards],
         )
     return ShardingPlan(plan)
@@ -99,11 +106,14 @@ def _check_same_tables(
 
 def _kernel(name: str, entry: Mapping[str, Any], device_type: str) -> str:
     kernel = entry.get("compute_kernel")
-    allowed = ("fused", CACHED) if device_type == "cuda" else ("fused",)
+    if entry.get("sharding_type") == DATA_PARALLEL:
+        allowed = (DENSE,)
+    else:
+        allowed = ("fused", CACHED) if device_type == "cuda" else ("fused",)
     if kernel not in allowed:
         raise PlanError(
-            f"The plan has kernel {kernel!r} for {name}; on {device_type} there "
-            f"{'are' if len(allowed) > 1 else 'is'} {', '.join(allowed)}."
+            f"The plan has kernel {kernel!r} for {name}; for a {entry.get('sharding_type')} table "
+            f"on {device_type} there {'are' if len(allowed) > 1 else 'is'} {', '.join(allowed)}."
         )
     return kernel
 

@@ -10,15 +10,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.distributed._shard.sharding_spec import ShardMetadata
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.embeddingbag import (
     EmbeddingBagCollectionSharder,
     ShardedEmbeddingBagCollection,
 )
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, ShardingOption
+from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.types import (
     ModuleSharder,
     ParameterSharding,
@@ -29,19 +28,23 @@ from torchrec.distributed.types import (
 
 from sharding.errors import PlanError
 from sharding.narrow import ROW_FLOATS
+from sharding.replicated import DATA_PARALLEL, DENSE, ReplicableBags
 from sharding.weighted_bags import WeightedBags
 
-ShardingKind = Literal["table_wise", "row_wise", "column_wise"]
+ShardingKind = Literal["table_wise", "row_wise", "column_wise", "data_parallel"]
+KERNELS = ("fused", DENSE)
+"""Of tables in the device's memory; the dense one is that of data-parallel tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
     """What the planner may choose from."""
 
-    kinds: tuple[ShardingKind, ...] = ("table_wise", "row_wise")
-    """Whole tables (table_wise) are tried first. Column-wise is left out by default: a row-wise
-    optimizer keeps a state per column shard, and such a checkpoint cannot be loaded under another
-    plan."""
+    kinds: tuple[ShardingKind, ...] = ("table_wise", "row_wise", "data_parallel")
+    """data_parallel is a replica on every rank, whose dense gradient is summed over ranks in each
+    step: of small tables cheaper than the exchange of their rows. Column-wise is left out by
+    default: a row-wise optimizer keeps a state per column shard, and such a checkpoint cannot be
+    loaded under another plan."""
     table_kinds: dict[str, ShardingKind] = dataclasses.field(default_factory=dict)
     """Fixes single tables, e.g. attention_item row_wise."""
     memory_gib: float = 16.0
@@ -91,6 +94,7 @@ class FusedBagSharder(EmbeddingBagCollectionSharder):
             ShardingType.TABLE_WISE.value,
             ShardingType.ROW_WISE.value,
             ShardingType.COLUMN_WISE.value,
+            DATA_PARALLEL,
         ]
 
     def shard(
@@ -102,7 +106,7 @@ class FusedBagSharder(EmbeddingBagCollectionSharder):
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
         """The sharded collection; weights of a weighted one get gradients."""
-        kind = WeightedBags if module.is_weighted() else ShardedEmbeddingBagCollection
+        kind = WeightedBags if module.is_weighted() else ReplicableBags
         return kind(
             module=module,
             table_name_to_parameter_sharding=params,
@@ -111,95 +115,6 @@ class FusedBagSharder(EmbeddingBagCollectionSharder):
             device=device,
             module_fqn=module_fqn,
         )
-
-
-def choose_plan(
-    model: nn.Module,
-    *,
-    world_size: int,
-    local_world_size: int,
-    device_type: str,
-    lookups_per_rank: int,
-    config: ShardingConfig,
-) -> ShardingPlan:
-    """The plan that TorchRec's planner expects to be fastest: of whole tables, if they fit.
-
-    It is deterministic, so every rank plans for itself: with the planner's own collective form a
-    failure on rank 0 would leave the others waiting.
-
-    Args:
-        model: with its tables on the meta device, or anywhere.
-        world_size: number of ranks.
-        local_world_size: ranks on one host.
-        device_type: "cpu" or "cuda".
-        lookups_per_rank: rows that one rank looks up in each table in one step.
-        config: what is allowed.
-
-    Raises:
-        PlanError: nothing fits, or a table named in ``config`` does not exist.
-    """
-    configs = [t for _, bags in collections(model) for t in bags.embedding_bag_configs()]
-    tables = {table.name: table.num_embeddings for table in configs}
-    sizes = {table.name: table.num_embeddings * table.embedding_dim for table in configs}
-    refuse_odd_widths(configs)
-    refuse_unknown_tables(config, tables)
-    capacity = int(config.memory_gib * 2**30)
-    topology = Topology(
-        world_size=world_size,
-        local_world_size=local_world_size,
-        compute_device=device_type,
-        hbm_cap=capacity if device_type == "cuda" else 0,
-        ddr_cap=capacity,
-    )
-    failure: PlannerError | None = None
-    for allowed in _preferences(config, sizes):
-        constraints = {
-            name: ParameterConstraints(
-                sharding_types=allowed_kinds(name, rows, world_size, allowed),
-                compute_kernels=["fused"],
-                pooling_factors=[1.0],
-            )
-            for name, rows in tables.items()
-        }
-        planner = EmbeddingShardingPlanner(
-            topology=topology,
-            batch_size=lookups_per_rank,
-            constraints=constraints,
-            enumerator=SteadyEnumerator(topology, lookups_per_rank, constraints),
-            storage_reservation=FixedPercentageStorageReservation(percentage=0.1),
-            stats=[],
-            debug=False,
-        )
-        try:
-            return planner.plan(model, [FusedBagSharder()])
-        except PlannerError as error:
-            failure = error
-    raise PlanError(
-        f"The tables do not fit on {world_size} rank(s) with {config.memory_gib:g} GiB each. "
-        "Ways out: more ranks, --sharding.memory-gib if the machine has more, narrower tables."
-        f"\nTorchRec's planner says: {failure}"
-    ) from failure
-
-
-def _preferences(config: ShardingConfig, sizes: dict[str, int]) -> list[ShardingConfig]:
-    """What to try, best first: whole tables, where they are allowed; then all but the largest one,
-    two, four ... whole; then what ``config`` allows. ``sizes``: of each table.
-
-    TorchRec's estimates know bags of many ids, which row-wise sharding pools before it sends them.
-    Those of attention are bags of one: every rank would send a row, most of them zeros, for each
-    id of all ranks.
-    """
-    if "table_wise" not in config.kinds:
-        return [config]
-    # a list, not a set: tables of one size stand in the same order on every rank
-    free = sorted((name for name in sizes if name not in config.table_kinds), key=sizes.get)
-    preferred = []
-    cut = 0
-    while cut < len(free):
-        whole = dict.fromkeys(free[: len(free) - cut], "table_wise")
-        preferred.append(dataclasses.replace(config, table_kinds=config.table_kinds | whole))
-        cut = max(1, 2 * cut)
-    return [*preferred, config]
 
 
 def refuse_unknown_tables(config: ShardingConfig, tables: Iterable[str]) -> None:
@@ -224,9 +139,13 @@ def refuse_odd_widths(tables: list[EmbeddingBagConfig]) -> None:
 def allowed_kinds(
     name: str, rows: int, world_size: int, config: ShardingConfig
 ) -> list[ShardingKind]:
-    """Without row-wise where it would leave a rank without a row: FBGEMM has no empty tables."""
+    """Without row-wise where it would leave a rank without a row: FBGEMM has no empty tables.
+    Without replicas where there is but one rank.
+    """
     fixed = config.table_kinds.get(name)
     kinds = [fixed] if fixed else list(config.kinds)
+    if world_size == 1:
+        kinds = [kind for kind in kinds if kind != DATA_PARALLEL] or kinds
     per_rank = math.ceil(rows / world_size)
     if per_rank * (world_size - 1) < rows:
         return kinds
@@ -243,10 +162,22 @@ def collections(model: nn.Module) -> list[tuple[str, EmbeddingBagCollection]]:
     return [(path, m) for path, m in model.named_modules() if isinstance(m, EmbeddingBagCollection)]
 
 
+def placed_shards(sharding: ParameterSharding) -> list[ShardMetadata]:
+    """None of a replicated table, which all ranks hold."""
+    return sharding.sharding_spec.shards if sharding.sharding_spec is not None else []
+
+
 def describe_plan(
-    model: nn.Module, plan: ShardingPlan, *, world_size: int, optimizer: str
+    model: nn.Module,
+    plan: ShardingPlan,
+    *,
+    world_size: int,
+    optimizer: str,
+    weight_bytes: int = 4,
 ) -> dict[str, Any]:
-    """The plan as JSON: what ``RUN/plan.json`` holds. ``model`` is the unsharded one."""
+    """The plan as JSON: what ``RUN/plan.json`` holds. ``model`` is the unsharded one,
+    ``weight_bytes`` those of a number.
+    """
     return {
         "world_size": world_size,
         "tables": [
@@ -254,7 +185,7 @@ def describe_plan(
                 "name": table.name,
                 "rows": table.num_embeddings,
                 "width": table.embedding_dim,
-                "bytes": 4 * table.num_embeddings * table.embedding_dim,
+                "bytes": weight_bytes * table.num_embeddings * table.embedding_dim,
                 "sharding_type": plan.plan[path][table.name].sharding_type,
                 "compute_kernel": plan.plan[path][table.name].compute_kernel,
                 "optimizer": optimizer,
@@ -264,7 +195,7 @@ def describe_plan(
                         "offset": list(shard.shard_offsets),
                         "size": list(shard.shard_sizes),
                     }
-                    for shard in plan.plan[path][table.name].sharding_spec.shards
+                    for shard in placed_shards(plan.plan[path][table.name])
                 ],
             }
             for path, bags in collections(model)

@@ -19,6 +19,7 @@ from modules.ranker import LifelongRanker
 from modules.tables import ATTENTION_ROLES
 from modules.whole_tables import WholeTables
 from sharding.narrow import widths_within
+from sharding.replicated import DATA_PARALLEL
 
 REPLICA_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
 """What a copy may be held in, and how its memory is typed."""
@@ -31,8 +32,8 @@ QUANTISED_ROWS = 1 << 16
 class _Shard(NamedTuple):
     """A rank's part of a table."""
 
-    rank: int
-    """That holds it."""
+    rank: int | None
+    """That holds it; None: every rank does."""
     row: int
     column: int
     rows: int
@@ -40,6 +41,11 @@ class _Shard(NamedTuple):
     """Without the repetitions of a narrow row."""
     weight: Tensor | None
     """Live, on that rank."""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether a search on any rank may read it live."""
+        return self.rank is None or dist.get_world_size() == 1
 
 
 _Tables = dict[str, list[_Shard]]
@@ -54,13 +60,17 @@ class Replica(WholeTables):
     .. math:: \hat x = \min x + s \, q, \quad s = (\max x - \min x) / 255, \quad q \in 0 \dots 255
 
     over the columns of one shard, so that no rank needs another's columns for a scale. Up to 8
-    columns, where that is no smaller, bfloat16 stands in.
+    columns, where that is no smaller, bfloat16 stands in. Replicated tables are read live.
     """
 
     def __init__(self, shards: _Tables, dtype: torch.dtype, device: torch.device) -> None:
         tables: dict[str, list[Tensor]] = {}
+        live = {name for name, of_table in shards.items() if of_table[0].rank is None}
         self._places: list[tuple[_Shard, Tensor]] = []
         for name, of_table in shards.items():
+            if name in live:
+                tables[name] = [of_table[0].weight]
+                continue
             num_embeddings = max(shard.row + shard.rows for shard in of_table)
             parts: dict[int, Tensor] = {}
             for shard in of_table:
@@ -70,6 +80,8 @@ class Replica(WholeTables):
                 self._places.append((shard, place))
             tables[name] = [*parts.values()]
         super().__init__(tables)
+        self.live = live
+        """Fields whose tables are replicated, and no part of the copy."""
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -101,14 +113,14 @@ def _fill(place: Tensor, weight: Tensor) -> None:
         place.copy_(weight)
         return
     for to, rows in zip(place.split(QUANTISED_ROWS), weight.split(QUANTISED_ROWS), strict=True):
-        to.copy_(torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(rows))
+        to.copy_(torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(rows.float()))
 
 
 def read_live_tables(ranker: LifelongRanker) -> None:
-    """Lets searches read the tables themselves where they lie whole on this rank: in a world of
-    one.
+    """Lets searches read the attention tables themselves, if all lie whole on every rank: in a
+    world of one, or replicated.
     """
-    if dist.get_world_size() == 1:
+    if all(shard.everywhere for of in _attention_shards(ranker).values() for shard in of):
         _install(
             ranker,
             lambda shards: WholeTables(
@@ -140,12 +152,35 @@ def refresh_replica(model: nn.Module) -> None:
             module.refresh()
 
 
+def replica_parts(model: nn.Module) -> dict[str, Tensor]:
+    """Memory of the copy by name, for a checkpoint that is taken between two renewals; none where
+    there is no copy. The same on every rank.
+    """
+    return {
+        f"{path}.{field}.{place}": part
+        for path, module in model.named_modules()
+        if isinstance(module, Replica)
+        for field, parts in module.tables.items()
+        if field not in module.live
+        for place, part in enumerate(parts)
+    }
+
+
 def _install(ranker: LifelongRanker, make: Callable[[_Tables], WholeTables]) -> None:
+    shards = _attention_shards(ranker)
+    for collection in _attention_collections(ranker):
+        tables = {f.name: shards[f"{collection}_{f.name}"] for f in ranker.fields}
+        ranker.tables.whole[collection] = make(tables)
+
+
+def _attention_collections(ranker: LifelongRanker) -> list[str]:
+    return [name for name, roles in ranker.tables.roles.items() if {*ATTENTION_ROLES} & {*roles}]
+
+
+def _attention_shards(ranker: LifelongRanker) -> _Tables:
     shards = _shards(ranker)
-    for collection, roles in ranker.tables.roles.items():
-        if {*ATTENTION_ROLES} & {*roles}:
-            tables = {f.name: shards[f"{collection}_{f.name}"] for f in ranker.fields}
-            ranker.tables.whole[collection] = make(tables)
+    tables = (f"{name}_{f.name}" for name in _attention_collections(ranker) for f in ranker.fields)
+    return {table: shards[table] for table in tables}
 
 
 def _shards(ranker: LifelongRanker) -> _Tables:
@@ -157,6 +192,10 @@ def _shards(ranker: LifelongRanker) -> _Tables:
             for key, held in bags.state_dict().items():
                 table = key.split(".")[-2]
                 width = narrow.get(table, held.size(1))
+                if bags.module_sharding_plan[table].sharding_type == DATA_PARALLEL:
+                    rows = held.detach().as_subclass(Tensor)[:, :width]
+                    found[table] = [_Shard(None, 0, 0, len(rows), width, rows)]
+                    continue
                 here = {tuple(s.metadata.shard_offsets): s.tensor for s in held.local_shards()}
                 shards = [
                     _shard(shard, here.get(tuple(shard.shard_offsets)), width)

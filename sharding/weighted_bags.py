@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed.dist_data import KJTAllToAll, KJTAllToAllSplitsAwaitable
 from torchrec.distributed.embedding_types import KJTList
-from torchrec.distributed.embeddingbag import (
-    EmbeddingBagCollectionContext,
-    ShardedEmbeddingBagCollection,
-)
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext
+from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
 from torchrec.distributed.types import Awaitable
+
+from sharding.replicated import ReplicableBags
 
 
 @dataclass
@@ -47,7 +47,7 @@ class _Journey:
         self.exchange = None
 
 
-class WeightedBags(ShardedEmbeddingBagCollection):
+class WeightedBags(ReplicableBags):
     """A weighted collection whose weights get gradients, whatever the plan.
 
     The place of a weight among its rank's is put in its stead, so that it comes out of TorchRec's
@@ -71,7 +71,8 @@ class WeightedBags(ShardedEmbeddingBagCollection):
         self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor
     ) -> Awaitable[Awaitable[KJTList]]:
         """Sends ids and weights to the owners of their rows."""
-        self._weights, ctx.journeys = features.weights(), []
+        self._weights = ctx.weights = features.weights()
+        ctx.journeys = []
         self._departing = ctx.journeys  # a pipeline may send a batch before it computes the last
         places = torch.arange(len(self._weights), dtype=torch.int32, device=features.device())
         sent = super().input_dist(ctx, with_weights(features, places.view(torch.float32)))
@@ -91,12 +92,15 @@ class WeightedBags(ShardedEmbeddingBagCollection):
 
     def compute_and_output_dist(self, ctx: EmbeddingBagCollectionContext, input: KJTList) -> Any:
         """Sums rows and sends the sums to who asked for them."""
-        for journey in ctx.journeys:
-            journey.arrive()
-        arrived = [
-            with_weights(ids, _Arrived.apply(journey.weights, ids.weights(), journey, ids))
-            for ids, journey in zip(input, ctx.journeys, strict=True)
-        ]
+        journeys, arrived = iter(ctx.journeys), []
+        for sharding, ids in zip(self._embedding_shardings, input, strict=True):
+            if isinstance(sharding, DpPooledEmbeddingSharding):  # they have not left
+                weights = ctx.weights.index_select(0, ids.weights().view(torch.int32))
+            else:
+                journey = next(journeys)
+                journey.arrive()
+                weights = _Arrived.apply(journey.weights, ids.weights(), journey, ids)
+            arrived.append(with_weights(ids, weights))
         return super().compute_and_output_dist(ctx, KJTList(arrived))
 
 

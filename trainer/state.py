@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from data.batch import RankingBatch
-from data.errors import InputError
 from data.store import EventStore
-from modules.context import ContextConfig
 from modules.loss import Losses, ranking_losses
-from modules.ranker import LifelongRanker, RankerOutput
-from modules.tables import FieldConfig
+from modules.ranker import RankerOutput
 from sharding.apply import set_table_learning_rate, shard
+from sharding.costs import WEIGHT_BYTES
 from sharding.given_plan import given_plan
 from sharding.narrow import hold_narrow_tables
-from sharding.plan import choose_plan, describe_plan
-from sharding.search_tables import read_live_tables, read_replica, refresh_replica
+from sharding.plan import describe_plan
+from sharding.search_tables import (
+    read_live_tables,
+    read_replica,
+    refresh_replica,
+    replica_parts,
+)
+from trainer.build import build_ranker
 from trainer.experiment import Experiment
+from trainer.planning.job import plan_for_job
 from trainer.processes import Ranks
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of this rank's slice of a batch is no number, or infinite."""
+
+    def __init__(self, losses: Losses | None) -> None:
+        """``losses``: if known."""
+        terms = losses._asdict().items() if losses else ()
+        told = ", ".join(f"{name} {float(value):g}" for name, value in terms)
+        super().__init__(f" ({told})" if told else "")
 
 
 @dataclass
@@ -50,133 +64,42 @@ class TrainState:
             group["lr"] = scale * experiment.dense_learning_rate
         set_table_learning_rate(self.model, scale * experiment.tables.learning_rate)
 
-    def to_save(self) -> dict[str, Any]:
-        """For DCP."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def to_save(self, *, replica: bool = False) -> dict[str, Any]:
+        """For DCP.
 
-    def to_load(self) -> dict[str, Any]:
-        """Of the shape of what was saved: DCP fills it in place."""
+        Args:
+            replica: also the searches' copy of the keys: it is older than the tables.
+        """
+        copies = {"replica": copied} if replica and (copied := replica_parts(self.model)) else {}
+        states = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return states | copies
+
+    def to_load(self, saved: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Of the shape of what was saved: DCP fills it in place.
+
+        Args:
+            saved: name -> DCP's metadata of what there is. The copy of the keys is read if it is
+                there as this plan holds it.
+        """
         if not self.dense.state_dict()["state"]:
             # Adam has no slots before its first step, and DCP fills only slots that exist
             for parameter in self.dense.params.values():
                 parameter.grad = torch.zeros_like(parameter)
             self.dense.step()
             self.dense.zero_grad()
-        return self.to_save()
+        found = {
+            name: saved[f"replica.{name}"].size == part.size()
+            for name, part in replica_parts(self.model).items()
+            if f"replica.{name}" in saved
+        }
+        return self.to_save(replica=bool(found) and all(found.values()))
 
     def loaded(self, state: dict[str, Any]) -> None:
         """Takes over what DCP filled."""
         self.model.load_state_dict(state["model"])
-        refresh_replica(self.model)
+        if "replica" not in state:
+            refresh_replica(self.model)
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-class Schema(Protocol):
-    """What a model has to know of a log: an EventStore says it, and a log that is yet to come."""
-
-    @property
-    def fields(self) -> list[tuple[str, int]]:
-        """(name, num_embeddings) of the events' fields."""
-
-    @property
-    def context(self) -> list[tuple[str, int]]:
-        """Of the requests' fields."""
-
-    @property
-    def numbers(self) -> list[str]:
-        """Names of the requests' numbers."""
-
-    @property
-    def users(self) -> int:
-        """How many."""
-
-    @property
-    def flat(self) -> bool:
-        """Whether there are no histories."""
-
-
-def build_ranker(experiment: Experiment, store: Schema, *, world_size: int = 1) -> LifelongRanker:
-    """The model of an experiment for the fields of a store; its tables hold no memory yet.
-
-    Raises:
-        InputError: the experiment does not go with the store's fields.
-    """
-    torch.manual_seed(experiment.seed)
-    try:
-        events, context = fields_of(experiment, store)
-        return LifelongRanker(
-            experiment.model,
-            events,
-            torch.device("meta"),
-            context,
-            sums_rows=_sums_rows(experiment, world_size),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def _sums_rows(experiment: Experiment, world_size: int) -> bool:
-    """Where rows cross between ranks; not where gradients of single rows are looked at.
-
-    One rank alone would gain no traffic by it, and FBGEMM's gradient of the weights costs as much
-    there as it saves (docs/performance.md).
-    """
-    rows_alone = experiment.tables.weight_decay or experiment.record_gradients
-    return world_size > 1 and not rows_alone
-
-
-def fields_of(
-    experiment: Experiment, store: Schema
-) -> tuple[tuple[FieldConfig, ...], ContextConfig]:
-    """What the model sees of events and candidates, and of requests.
-
-    Raises:
-        ValueError: the experiment does not go with the store.
-    """
-    reads_history = experiment.model.pooling != "none"
-    if store.flat and reads_history:
-        raise ValueError(
-            "This store's rows have no histories, but the experiment's model reads them. Take one "
-            "that reads none: lr, fm, deepfm, dcn_v2, secn_b and others of twofold train --help."
-        )
-    events = experiment.fields.fields(
-        store.fields,
-        experiment.history_length,
-        time_gap=experiment.time_gap,
-        others=[*(name for name, _ in store.context), *store.numbers],
-    )
-    context = experiment.fields.context(store.context, store.numbers, store.users)
-    if store.flat:  # its rows are all of one item, which says nothing
-        events = ()
-    elif not reads_history:  # what a candidate has none of: recency, action
-        events = tuple(f for f in events if f.semantic)
-    return events, context
-
-
-def plan_ranker(
-    ranker: LifelongRanker,
-    experiment: Experiment,
-    store: EventStore,
-    *,
-    world_size: int,
-    local_world_size: int,
-    device_type: str,
-) -> tuple[ShardingPlan, dict[str, Any]]:
-    """The sharding plan, for TorchRec and as JSON."""
-    requests = math.ceil(experiment.requests_per_batch / world_size)
-    candidates = requests * store.info.candidates["train"] / store.info.requests["train"]
-    plan = choose_plan(
-        ranker,
-        world_size=world_size,
-        local_world_size=local_world_size,
-        device_type=device_type,
-        lookups_per_rank=math.ceil(
-            candidates * (1 + experiment.model.attended) + requests * experiment.history_length
-        ),
-        config=experiment.sharding,
-    )
-    described = describe_plan(ranker, plan, world_size=world_size, optimizer=experiment.tables.kind)
-    return plan, described
 
 
 def build_state(
@@ -204,12 +127,16 @@ def build_state(
         "device_type": ranks.device.type,
     }
     if given is None:
-        plan, described = plan_ranker(ranker, experiment, store, **on)
+        plan = plan_for_job(ranker, experiment, store, ranks)
     else:
         plan = given_plan(ranker, given["tables"], **on)
-        described = describe_plan(
-            ranker, plan, world_size=ranks.world_size, optimizer=experiment.tables.kind
-        )
+    described = describe_plan(
+        ranker,
+        plan,
+        world_size=ranks.world_size,
+        optimizer=experiment.tables.kind,
+        weight_bytes=WEIGHT_BYTES[experiment.tables.dtype],
+    )
     model = shard(
         ranker, plan, optimizer=experiment.tables, device=ranks.device, seed=experiment.seed
     )
@@ -255,6 +182,10 @@ def train_step(
 
     Returns the terms of the loss: their mean over ranks is that of the global batch. The tables'
     fused optimizers act within the backward pass.
+
+    Raises:
+        NonFiniteLossError: on CPUs, before anything is changed. On a GPU to look would be to wait
+            for it: the meter does at the next line of metrics.jsonl.
     """
     _seed_dropout((batch.seed + dist.get_rank()) % 2**63, batch.labels.device)
     losses = ranking_losses(
@@ -265,8 +196,11 @@ def train_step(
         auxiliary_weight=experiment.auxiliary_weight,
         l2=experiment.l2,
     )
+    total = losses.total()
+    if total.device.type == "cpu" and not total.isfinite():
+        raise NonFiniteLossError(losses)
     state.dense.zero_grad()
-    losses.total().backward()
+    total.backward()
     state.dense.step()
     return Losses(*(term.detach() for term in losses))
 

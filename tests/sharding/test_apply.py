@@ -16,7 +16,8 @@ from modules.bags import initialize_tables_
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from sharding.apply import TableOptimizer, shard, sharded_collections
-from sharding.plan import PlanError, ShardingConfig, choose_plan, describe_plan
+from sharding.cluster_plan import choose_plan
+from sharding.plan import PlanError, ShardingConfig, describe_plan
 from tests.batches import ITEMS, collate, fields, random_requests
 from tests.ranks import run_ranks
 

@@ -15,8 +15,10 @@ from modules.loss import ranking_losses
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from sharding.apply import TableOptimizer, shard, sharded_collections
+from sharding.cluster_plan import choose_plan
 from sharding.narrow import copies, hold_narrow_tables
-from sharding.plan import ShardingConfig, choose_plan, collections
+from sharding.plan import ShardingConfig, collections
+from sharding.replicated import held_shards
 from tests.batches import CONTEXT, collate, fields, random_requests, request
 from tests.ranks import run_ranks
 
@@ -26,6 +28,8 @@ EPS = 1e-3
 a whole learning rate in the direction of what float32 left over.
 """
 META = torch.device("meta")
+KERNELS = {"data_parallel": "BatchedDenseEmbeddingBag"}
+"""Of all other kinds: fused."""
 
 
 def _name(settings: dict[str, Any]) -> str:
@@ -125,10 +129,9 @@ def sharded(rank: int, world_size: int, settings: dict[str, Any], kinds: tuple[s
     )
     losses = steps(model, dense, rank, world_size, lambda: None)
     shards = [
-        (name.split(".")[-2], shard.metadata.shard_offsets, shard.tensor.tolist())
+        (table, offset, rows.tolist())
         for _, collection in sharded_collections(model)
-        for name, weight in collection.state_dict().items()
-        for shard in weight.local_shards()
+        for table, rows, offset in held_shards(collection.state_dict())
     ]
     kernels = [
         type(kernel).__name__
@@ -180,6 +183,7 @@ MODELS += CROSSED
 CASES = [(kind, settings) for settings in SETTINGS for kind in ("table_wise", "row_wise")]
 # every model both ways would take minutes: the two kinds in turn
 CASES += [(("table_wise", "row_wise")[i % 2], settings) for i, settings in enumerate(MODELS)]
+CASES += [("data_parallel", settings) for settings in (*SETTINGS, MODELS[0], *MODELS[9:12])]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +204,7 @@ def test_world_sizes_agree_with_the_unsharded_model(kind: str, settings: dict[st
             torch.testing.assert_close(torch.tensor(rank[1]), torch.tensor(logits), **near)
         seen = dict.fromkeys(held, 0)
         for _, _, shards, kernels in ranks:
-            assert set(kernels) <= {"BatchedFusedEmbeddingBag"}
+            assert {*kernels} <= {KERNELS.get(kind, "BatchedFusedEmbeddingBag")}
             for name, (row, column), values in shards:
                 part = torch.tensor(values)
                 rows = slice(row, row + part.shape[0])
@@ -208,4 +212,5 @@ def test_world_sizes_agree_with_the_unsharded_model(kind: str, settings: dict[st
                 # rounding of a row whose gradient nearly cancels adds up over the steps
                 torch.testing.assert_close(part, whole, rtol=1e-3, atol=1e-4)
                 seen[name] += part.numel()
-        assert seen == {name: whole.numel() for name, whole in held.items()}
+        copies_held = world_size if kind == "data_parallel" else 1
+        assert seen == {name: copies_held * whole.numel() for name, whole in held.items()}

@@ -15,13 +15,12 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
+from sharding.cluster_plan import choose_plan
 from sharding.plan import (
     FusedBagSharder,
     PlanError,
     ShardingConfig,
     SteadyEnumerator,
-    _preferences,
-    choose_plan,
     collections,
     describe_plan,
 )
@@ -66,15 +65,19 @@ def test_a_plan_for_64_ranks_needs_no_process_group() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("sharing", ["decoupled", "shared"])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 16])
-def test_no_table_is_left_dense_or_replicated(world_size: int, sharing: str, device: str) -> None:
+def test_every_table_has_ranks_and_the_kernel_of_its_kind(
+    world_size: int, sharing: str, device: str
+) -> None:
     model = ranker(sharing)
     tables = plan(model, world_size, device)
     assert tables.keys() == {
         table.name for _, bags in collections(model) for table in bags.embedding_bag_configs()
     }
     for entry in tables.values():
-        assert entry["compute_kernel"] == "fused"
-        assert entry["sharding_type"] in ("table_wise", "row_wise")
+        replicated = entry["sharding_type"] == "data_parallel"
+        assert entry["compute_kernel"] == ("dense" if replicated else "fused")
+        assert bool(entry["shards"]) != replicated
+        assert not replicated or world_size > 1
         assert {shard["rank"] for shard in entry["shards"]} <= set(range(world_size))
 
 
@@ -109,6 +112,13 @@ def test_column_wise_cuts_a_wide_table_by_columns() -> None:
     assert [shard["size"] for shard in entry["shards"]] == [[40, 128], [40, 128]]
 
 
+def test_small_tables_are_replicated_where_that_is_cheaper_and_large_ones_are_not() -> None:
+    tables = plan(ranker(items=40_000_000), 2)
+    assert {n for n, t in tables.items() if t["sharding_type"] == "data_parallel"} == {
+        table for table in TABLES if "item" not in table
+    }
+
+
 def test_a_table_too_large_for_one_rank_is_cut_by_rows() -> None:
     # 40 million rows of 4 floats: 0.6 GiB
     entry = plan(ranker(items=40_000_000), 4, memory_gib=0.5)["attention_item"]
@@ -120,7 +130,9 @@ def test_tables_that_do_not_fit_are_refused_with_the_ways_out() -> None:
     with pytest.raises(PlanError) as error:
         plan(ranker(items=40_000_000), 2, memory_gib=0.25)
     message = str(error.value)
-    assert "do not fit on 2 rank(s) with 0.25 GiB each" in message
+    assert "do not fit on 2 rank(s) of 1x2xCPU-SPR, 0.25 GiB each" in message
+    assert "attention_item, 40,000,000 x 4, which may be table_wise or row_wise" in message
+    assert message.splitlines()[-1].startswith("TorchRec's planner says: ")
     for way_out in ("more ranks", "--sharding.memory-gib", "narrower tables"):
         assert way_out in message
 
@@ -139,7 +151,7 @@ def test_planning_twice_gives_the_same_plan() -> None:
     ("setting", "message"),
     [
         ({"kinds": ()}, "kinds and table_kinds take"),
-        ({"table_kinds": {"attention_item": "data_parallel"}}, "kinds and table_kinds take"),
+        ({"table_kinds": {"attention_item": "grid_shard"}}, "kinds and table_kinds take"),
         ({"memory_gib": 0.0}, "memory_gib must be positive"),
     ],
 )
@@ -165,21 +177,12 @@ def test_a_width_that_fbgemm_has_no_rows_for_is_refused() -> None:
         plan(ranker(attention_dim=6), 1)
 
 
-def test_where_tables_do_not_fit_whole_the_largest_is_cut_first() -> None:
+def test_of_tables_that_do_not_fit_whole_the_largest_is_cut() -> None:
     model = ranker(items=1_000_000, attention_dim=4, representation_dim=64)
     # representation_item has 244 MiB, attention_item 15: both ranks together have room for them
     tables = plan(model, 2, memory_gib=0.22)
-    assert {n for n, t in tables.items() if t["sharding_type"] == "row_wise"} == {
-        "representation_item"
-    }
-    assert all(t["sharding_type"] == "table_wise" for t in plan(model, 2).values())
-
-
-def test_ranks_agree_on_which_of_equal_tables_is_cut() -> None:
-    """Every rank plans for itself, and each has another hash of strings."""
-    tables = dict.fromkeys("cabfed", 8)
-    kinds = [sorted(c.table_kinds) for c in _preferences(ShardingConfig(), tables)]
-    assert kinds == [[*"abcdef"], [*"abcef"], [*"abcf"], [*"ac"], []]
+    assert tables["representation_item"]["sharding_type"] == "row_wise"
+    assert all(tables[name]["sharding_type"] != "row_wise" for name in TABLES if "item" not in name)
 
 
 def test_options_stand_in_one_order_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:

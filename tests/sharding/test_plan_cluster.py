@@ -11,11 +11,12 @@ from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 from sharding.catalogue import Cluster, load_nodes
-from sharding.cluster_plan import CACHED, CutProposer, DoesNotFit, PlacedTable, plan_on
+from sharding.cluster_plan import DoesNotFit, PlacedTable, placed, search_plan
 from sharding.costs import CostModel, Lookup, TableLoad
 from sharding.errors import PlanError
 from sharding.frequency import RowFrequency
 from sharding.plan import ShardingConfig
+from sharding.proposals import CACHED, CutProposer
 
 NODE = load_nodes()["H100-80"]
 MB = 10**6
@@ -51,10 +52,9 @@ def planned(
         for name, count in rows.items()
     }
     costs = CostModel(Cluster(1, world_size, NODE), loads, optimizer)
-    found = plan_on(
-        tables(**rows), costs, ShardingConfig(**config or {}), free=free, beside=1e-3, host=host
-    )
-    return {table.name: table for table in found}
+    model, settings = tables(**rows), ShardingConfig(**config or {})
+    plan = search_plan(model, costs, settings, free=free, beside=1e-3, host=host)
+    return {table.name: table for table in placed(model, plan, costs)}
 
 
 def test_tables_that_fit_and_are_read_alike_stay_whole() -> None:
@@ -100,11 +100,35 @@ def test_where_the_device_ends_the_host_may_help() -> None:
 
 
 def test_a_table_that_keeps_one_rank_busy_is_cut_though_it_fits() -> None:
-    local = {"hot": 1e6}
-    found = planned(10**10, lookups=local, config={}, hot=10**6, cold=10**6)
+    local, cut = {"hot": 1e6}, {"kinds": ("table_wise", "row_wise")}
+    found = planned(10**10, lookups=local, config=cut, hot=10**6, cold=10**6)
     whole = planned(10**10, lookups=local, config={"kinds": ("table_wise",)}, hot=10**6, cold=10**6)
     assert found["hot"].kind == "row_wise"
     assert max(s.cost.seconds for s in found["hot"].shards) < whole["hot"].shards[0].cost.seconds
+
+
+@pytest.mark.parametrize(
+    ("rows", "lookups", "kind"),
+    [
+        (1000, 1e5, "data_parallel"),  # 6.4 MB of rows, the gradient 64 kB
+        (10**6, 1e3, "table_wise"),  # 64 kB of rows, the gradient 64 MB
+    ],
+)
+def test_a_table_is_replicated_where_its_gradient_is_less_than_its_rows(
+    rows: int, lookups: float, kind: str
+) -> None:
+    found = planned(10**10, lookups={"a": lookups}, a=rows, b=rows)
+    assert found["a"].kind == kind
+    if kind == "data_parallel":
+        assert [shard.size for shard in found["a"].shards] == [(1000, 16)] * 4
+        assert found["a"].kernel == "dense"
+
+
+def test_a_large_table_is_replicated_only_where_that_is_asked_for() -> None:
+    of = {"lookups": {"a": 1e9}, "a": 2 * 10**6, "b": 1000}  # 128 MB, read as nothing else
+    assert planned(10**12, **of)["a"].kind != "data_parallel"
+    asked = {"table_kinds": {"a": "data_parallel"}}
+    assert planned(10**12, config=asked, **of)["a"].kind == "data_parallel"
 
 
 def test_kinds_that_are_fixed_are_kept() -> None:
@@ -157,9 +181,9 @@ def test_few_of_many_tables_are_cut_and_all_ranks_get_some() -> None:
     rows = {f"t{i}": 5000 for i in range(300)} | {"big": 10**8}
     cluster = Cluster(8, 8, NODE)
     loads = {n: TableLoad((Lookup(10.0),), RowFrequency.uniform(r)) for n, r in rows.items()}
-    found = plan_on(
-        tables(**rows), CostModel(cluster, loads, "adam"), ShardingConfig(), free=10**9, beside=1e-3
-    )
+    model, costs = tables(**rows), CostModel(cluster, loads, "adam")
+    kinds = ShardingConfig(kinds=("table_wise", "row_wise"))
+    found = placed(model, search_plan(model, costs, kinds, free=10**9, beside=1e-3), costs)
     kinds = {table.name: table.kind for table in found}
     assert kinds["big"] == "row_wise"
     assert list(kinds.values()).count("row_wise") <= 129

@@ -62,8 +62,24 @@ def test_many_counts_are_grouped_without_losing_lookups() -> None:
 def test_zipf_is_the_sum_over_ranks() -> None:
     weights = 1 / np.arange(1, 10_001)
     frequency = RowFrequency.zipf(10_000, 1.0)
-    assert frequency.share(0, 100) == pytest.approx(weights[:100].sum() / weights.sum(), rel=0.02)
-    assert RowFrequency.zipf(10_000, 0.0).share(0, 2_500) == pytest.approx(0.25, rel=0.01)
+    assert frequency.hottest(0.01) == pytest.approx(weights[:100].sum() / weights.sum(), rel=0.02)
+    assert RowFrequency.zipf(10_000, 0.0).hottest(0.25) == pytest.approx(0.25, rel=0.01)
+    assert frequency.share(0, 2_500) == 0.25  # as stores lay ids out
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
+def test_a_replica_sends_its_gradient_and_no_row(optimizer: str) -> None:
+    searched, trained = Lookup(1000, gradient=False), Lookup(30)
+    found = cost(searched, trained, kind="data_parallel", kernel="dense", optimizer=optimizer)
+    whole = cost(searched, trained, optimizer=optimizer)
+    gradient = 4 * 100 * 16
+    assert (found.weights, found.optimizer) == (whole.weights, whole.optimizer)
+    assert found.ids_exchange == found.rows_exchange == found.inputs == 0
+    assert found.gradients_exchange == PAIR.all_reduce_seconds(gradient)
+    # of this rank's rows alone; 30 have a gradient, and so has the table
+    assert found.outputs == 4 * 16 * (1000 + 2 * 30) + gradient
+    assert found.rows_looked_up == whole.rows_looked_up / 2
+    assert cost(searched, kind="data_parallel", kernel="dense").gradients_exchange == 0
 
 
 def test_ids_that_were_never_seen_count_alike() -> None:

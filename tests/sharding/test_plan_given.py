@@ -54,6 +54,12 @@ def test_a_table_made_row_wise_needs_no_shards() -> None:
     assert [shard["size"] for shard in found["attention_category"]] == [[4, 8], [3, 8]]
 
 
+def test_a_replicated_table_has_no_shards() -> None:
+    entries = edited("attention_category", sharding_type="data_parallel", compute_kernel="dense")
+    found = {entry["name"]: entry for entry in given(entries)}["attention_category"]
+    assert (found["sharding_type"], found["shards"]) == ("data_parallel", [])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -61,7 +67,8 @@ def test_a_table_made_row_wise_needs_no_shards() -> None:
         ({"name": "elsewhere"}, "attention_category is not in the plan; the model has no elsew"),
         ({"compute_kernel": "fused_uvm_caching"}, "on cpu there is fused"),
         ({"compute_kernel": "dense"}, "kernel 'dense'"),
-        ({"sharding_type": "data_parallel"}, "sharding_type 'data_parallel'"),
+        ({"sharding_type": "grid_shard"}, "sharding_type 'grid_shard'"),
+        ({"sharding_type": "data_parallel"}, "kernel 'fused' for attention_category.*is dense"),
         ({"sharding_type": "row_wise"}, "not those of a row_wise table"),
         ({"shards": []}, "not those of a table_wise table"),
         ({"shards": [{"rank": 0}]}, "need rank, offset and size"),
@@ -100,3 +107,15 @@ def test_a_cached_table_is_for_gpus() -> None:
     entries = edited("attention_category", compute_kernel="fused_uvm_caching")
     found = {entry["name"]: entry for entry in given(entries, device="cuda")}
     assert found["attention_category"]["compute_kernel"] == "fused_uvm_caching"
+
+
+def test_torchrec_is_handed_kernel_and_device_of_a_cached_table() -> None:
+    """It has run on no GPU: this is as far as a CPU gets."""
+    entries = edited("attention_item", compute_kernel="fused_uvm_caching")
+    plan = given_plan(ranker(), entries, world_size=2, local_world_size=2, device_type="cuda")
+    table = plan.plan["tables.attention"]["attention_item"]
+    assert (table.compute_kernel, table.sharding_type) == ("fused_uvm_caching", "row_wise")
+    places = [str(shard.placement) for shard in table.sharding_spec.shards]
+    assert places == ["rank:0/cuda:0", "rank:1/cuda:1"]
+    others = plan.plan["tables.attention"]["attention_category"]
+    assert others.compute_kernel == "fused"

@@ -19,7 +19,8 @@ from sharding.apply import (
     shard,
     sharded_collections,
 )
-from sharding.plan import ShardingConfig, choose_plan
+from sharding.cluster_plan import choose_plan
+from sharding.plan import ShardingConfig
 from tests.ranks import run_ranks
 
 ROWS, WIDTH, DECAY, EPS, RATE = 6, 4, 0.5, 1e-4, 0.1

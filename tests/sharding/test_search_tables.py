@@ -10,8 +10,9 @@ import torch
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from sharding.apply import TableOptimizer, shard
+from sharding.cluster_plan import choose_plan
 from sharding.narrow import hold_narrow_tables
-from sharding.plan import ShardingConfig, choose_plan
+from sharding.plan import ShardingConfig
 from sharding.search_tables import Replica, read_live_tables, read_replica, refresh_replica
 from tests.batches import collate, fields, random_requests
 from tests.ranks import run_ranks
@@ -28,6 +29,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"sharing": "decoupled", "width": 2},
 ]
 PLANS = [(1, "table_wise"), (2, "row_wise")]
+REPLICATED = [(2, "data_parallel", settings) for settings in SETTINGS[1::2]]
 # TorchRec cuts a table 256 wide by columns on a single rank too
 CUT = (1, "column_wise", {"sharing": "decoupled", "width": 256})
 
@@ -61,7 +63,7 @@ def outputs(model: Any, rank: int, world_size: int, seed: int) -> list[torch.Ten
 
 @pytest.mark.parametrize(
     ("world_size", "kind", "settings"),
-    [CUT, *((*plan, settings) for plan in PLANS for settings in SETTINGS)],
+    [CUT, *REPLICATED, *((*plan, settings) for plan in PLANS for settings in SETTINGS)],
     ids=lambda part: "-".join(map(str, part.values())) if isinstance(part, dict) else str(part),
 )
 def test_a_copy_that_is_renewed_each_step_finds_what_a_lookup_finds(
@@ -71,7 +73,8 @@ def test_a_copy_that_is_renewed_each_step_finds_what_a_lookup_finds(
         looks_up, reads_copy, reads_live = (sharded(settings, world_size, kind) for _ in range(3))
         read_replica(reads_copy.module, "float32", CPU)
         read_live_tables(reads_live.module)
-        assert bool(reads_live.module.tables.whole) == (world_size == 1)
+        lie_whole = world_size == 1 or kind == "data_parallel"
+        assert bool(reads_live.module.tables.whole) == lie_whole
         for step in range(3):
             refresh_replica(reads_copy)
             expected = outputs(looks_up, rank, world_size, step)

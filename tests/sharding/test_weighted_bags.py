@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from modules.bags import Ids, initialize_tables_, look_up_sums, make_collection
 from sharding.apply import TableOptimizer, shard, sharded_collections
+from sharding.cluster_plan import choose_plan
 from sharding.narrow import hold_narrow_tables
-from sharding.plan import ShardingConfig, choose_plan
+from sharding.plan import ShardingConfig
 from tests.ranks import run_ranks
 
 ROWS = {"a": 30, "b": 10, "c": 17, "d": 8}
@@ -23,6 +24,8 @@ PLANS: list[dict[str, Any]] = [
     {"kinds": ("row_wise",)},
     {"kinds": ("table_wise", "column_wise"), "table_kinds": {"t_a": "column_wise"}},
     {"kinds": ("table_wise",), "table_kinds": {"t_a": "column_wise", "t_c": "row_wise"}},
+    {"kinds": ("data_parallel",)},
+    {"kinds": ("table_wise",), "table_kinds": {"t_b": "data_parallel", "t_c": "row_wise"}},
 ]
 
 

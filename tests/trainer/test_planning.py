@@ -15,18 +15,20 @@ from data.errors import InputError
 from data.loader import RequestLoader
 from data.store import EventStore
 from sharding.catalogue import BUILT_IN, load_nodes, parse_cluster
+from sharding.frequency import RowFrequency
 from sharding.narrow import hold_narrow_tables
 from tests.ranks import run_ranks
 from tests.trainer.small_runs import EXPERIMENT, ranks_of
 from trainer import cli
 from trainer import train as training
+from trainer.build import build_ranker
+from trainer.planning.follow import read_plan
 from trainer.planning.load import RankBatch, table_loads
 from trainer.planning.log import Log
 from trainer.planning.predict import Situation, describe
 from trainer.planning.report import make_report, plan_for, read_report
 from trainer.planning.tables import cost, short
 from trainer.report.page import write_report
-from trainer.state import build_ranker
 
 MakeRun = Callable[[int], Path]
 NODES = load_nodes()
@@ -55,7 +57,7 @@ def described(tmp_path: Path) -> Path:
 
 
 def test_a_store_says_lengths_and_frequencies(store: Path) -> None:
-    log = Log.of_store(store)
+    log = Log.of_store(EventStore.open(store))
     batches = RequestLoader(
         EventStore.open(store), "train", requests_per_batch=64, history_length=1000
     )
@@ -67,8 +69,22 @@ def test_a_store_says_lengths_and_frequencies(store: Path) -> None:
     assert item.rows.sum() == dict(log.fields)["item"]
 
 
+def test_a_field_and_a_column_of_requests_may_share_a_name() -> None:
+    """Each is as frequent as its own values are."""
+    hot, even = RowFrequency.counted(np.array([9, 1])), RowFrequency.uniform(2)
+    log = Log(
+        name="x", fields=[("item", 2)], context=[("item", 2)], numbers=[], users=1, flat=False,
+        requests=10, candidates=1.0, lengths=np.array([3]), frequencies={"item": hot},
+        context_frequencies={"item": even},
+    )  # fmt: skip
+    ranker = build_ranker(EXPERIMENT, log)
+    loads = table_loads(ranker, EXPERIMENT, log, RankBatch.of(EXPERIMENT, log, 1), 1)
+    assert loads["attention_item"].frequency is hot
+    assert {load.frequency for name, load in loads.items() if "context" in name} == {even}
+
+
 def test_recency_is_looked_up_as_often_as_histories_are_long(store: Path) -> None:
-    log = Log.of_store(store)
+    log = Log.of_store(EventStore.open(store))
     frequency = log.frequency("recency", 17, 16)
     kept = np.minimum(log.lengths, 16)
     assert frequency.share(16, 17) == pytest.approx((kept == 16).sum() / kept.sum())
@@ -79,7 +95,7 @@ def test_lookups_are_those_that_a_training_counted(
     world_size: int, store: Path, finished: MakeRun
 ) -> None:
     counted = json.loads((finished(world_size) / "analysis.json").read_text())["lookups"]
-    log = Log.of_store(store)
+    log = Log.of_store(EventStore.open(store))
     # an epoch of 268 requests is 8 batches, of 33.5 requests each and not of 37
     ranker = build_ranker(EXPERIMENT, log, world_size=world_size)
     hold_narrow_tables(ranker)
@@ -297,7 +313,7 @@ def test_two_plans_are_compared(described: Path, tmp_path: Path, capsys: Any) ->
 
 def planned(store: Path, out: Path, cluster: str) -> Path:
     """A plan of the small experiment for its store."""
-    log, clusters = Log.of_store(store), [parse_cluster(cluster, NODES)]
+    log, clusters = Log.of_store(EventStore.open(store)), [parse_cluster(cluster, NODES)]
     report = make_report("small", EXPERIMENT, log, clusters, prices={})
     out.write_text(json.dumps(report))
     return out
@@ -317,8 +333,12 @@ def test_training_follows_a_plan_that_was_edited(store: Path, tmp_path: Path) ->
     file = planned(store, tmp_path / "plan.json", "2x1xCPU-SPR")
     report = read_report(file)
     tables = {table["name"]: table for table in report["plans"][0]["tables"]}
-    tables["attention_category"].update(sharding_type="row_wise", shards=[])
-    tables["attention_recency"]["shards"][0]["rank"] = 1
+    assert {table["sharding_type"] for table in tables.values()} == {"data_parallel"}
+    fused = {"compute_kernel": "fused"}
+    tables["attention_category"].update(fused, sharding_type="row_wise", shards=[])
+    recency = tables["attention_recency"]
+    whole = {"rank": 1, "offset": [0, 0], "size": [recency["rows"], recency["width"]]}
+    recency.update(fused, sharding_type="table_wise", shards=[whole])
     file.write_text(json.dumps(report))
     train_by(file, store, tmp_path / "run", 2)
     followed = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -330,6 +350,37 @@ def test_training_follows_a_plan_that_was_edited(store: Path, tmp_path: Path) ->
     assert followed["predicted"]["samples_per_second"] == predicted
     write_report(tmp_path / "page.html", [tmp_path / "run"], title="by a plan")
     assert f"(predicted {predicted:,.0f})" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "sgd"}, "--tables.kind rowwise_adagrad, and this training has sgd"),
+        ({"dtype": "float16"}, "--tables.dtype float32, and this training has float16"),
+    ],
+)
+def test_a_plan_for_tables_of_other_bytes_is_refused(
+    changes: dict[str, str], message: str, store: Path, tmp_path: Path
+) -> None:
+    file = planned(store, tmp_path / "plan.json", "1xCPU-SPR")
+    tables = dataclasses.replace(EXPERIMENT.tables, **changes)
+    with pytest.raises(InputError, match=message):
+        read_plan(file, ranks_of(0, 1), "small", EXPERIMENT.changed(tables=tables))
+
+
+def test_what_else_a_plan_was_made_for_is_told_on_the_first_rank(
+    store: Path, tmp_path: Path, capsys: Any
+) -> None:
+    file = planned(store, tmp_path / "plan.json", "2x1xCPU-SPR")
+    read_plan(file, ranks_of(0, 2), "small", EXPERIMENT.changed(seed=9, epochs=7))
+    assert capsys.readouterr().err == ""
+    larger = EXPERIMENT.changed(requests_per_batch=99)
+    read_plan(file, ranks_of(1, 2), "dare", larger)
+    assert capsys.readouterr().err == ""
+    read_plan(file, ranks_of(0, 2), "dare", larger)
+    told = capsys.readouterr().err
+    before = EXPERIMENT.requests_per_batch
+    assert f"experiment small, dare; requests_per_batch {before}, 99." in told
 
 
 def test_a_plan_for_other_ranks_is_refused(store: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from analysis.pair_norms import field_names, first_layer, pair_norms, partner_su
 from analysis.permutation import ReadField, permuted
 from trainer.analyses.precision import precision
 from trainer.analyses.subject import Subject, metrics_by_part, metrics_by_rarity, watch
+from trainer.build import fields_of
 from trainer.metrics import By, Predictions, log_loss, paired_difference
 from trainer.predict import predict
 from trainer.progress import Display
-from trainer.state import fields_of
 
 Json = dict[str, Any]
 PERMUTATIONS = 3

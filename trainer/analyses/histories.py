@@ -21,6 +21,7 @@ from analysis.search_quality import Enough, SearchQuality
 from analysis.slices import name_of
 from data.loader import RequestLoader
 from sharding.apply import sharded_collections
+from sharding.replicated import held_shards
 from trainer.analyses.fields import filter_norms
 from trainer.analyses.precision import precision
 from trainer.analyses.subject import (
@@ -179,12 +180,12 @@ def _norms(subject: Subject) -> dict[str, Any]:
     result = {}
     for path, bags in sharded_collections(subject.state.model):
         collection = path.split(".")[-1]
-        for name, weight in bags.state_dict().items():
+        state = bags.state_dict()
+        held = held_shards(state, once=True)
+        for name, weight in state.items():
             table = name.split(".")[-2]
             field = table.removeprefix(f"{collection}_")
-            shards = [
-                (shard.tensor, shard.metadata.shard_offsets[0]) for shard in weight.local_shards()
-            ]
+            shards = [(rows, row) for of, rows, (row, _) in held if of == table]
             norms = row_norms(shards, weight.size(0), subject.ranks.device)
             frequency = frequencies(subject.store, field) if field in known else None
             result[table] = norms_by_frequency(norms, frequency)

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plan(name: str, order: Order) -> int:
+    from data.store import EventStore
     from trainer.planning.log import Log
     from trainer.planning.report import make_report, write_json
     from trainer.planning.tables import report_tables, short
@@ -89,7 +90,7 @@ def _plan(name: str, order: Order) -> int:
             raise InputError(f"--price of {node} must be a number from 0 up, got {price}.")
     clusters = [parse_cluster(text, nodes) for text in order.cluster]
     _check_folder(order.out)
-    log = Log.of_store(order.data) if order.data else Log.of_file(order.tables)
+    log = Log.of_store(EventStore.open(order.data)) if order.data else Log.of_file(order.tables)
     report = make_report(
         name,
         _with_batch(order),
@@ -102,8 +103,11 @@ def _plan(name: str, order: Order) -> int:
     for table in report_tables(report):
         console.print(table)
     if order.out:
-        write_json(order.out / "plan.json", report)
-        write_plan_page(order.out / "report.html", report)
+        try:
+            write_json(order.out / "plan.json", report)
+            write_plan_page(order.out / "report.html", report)
+        except OSError as error:
+            raise InputError(f"--out {order.out} cannot be written: {error}.") from error
         console.print(f"Plan: {order.out / 'plan.json'}  Report: {order.out / 'report.html'}")
     if any(plan["fits"] for plan in report["plans"]):
         return 0

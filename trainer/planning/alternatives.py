@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sharding.cluster_plan import CACHED, CUTTABLE, PlacedTable, cut
+from sharding.cluster_plan import CUTTABLE, LARGEST_REPLICA, PlacedTable, cut
 from sharding.errors import PlanError
 from sharding.plan import allowed_kinds
+from sharding.proposals import CACHED
+from sharding.replicated import DATA_PARALLEL, DENSE
 from trainer import formats
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 ALTERNATIVES = (
     ("table_wise", "fused"), ("row_wise", "fused"), ("column_wise", "fused"),
-    ("row_wise", CACHED), ("table_wise", CACHED),
+    (DATA_PARALLEL, DENSE), ("row_wise", CACHED), ("table_wise", CACHED),
 )  # fmt: skip
 COLUMN_WIDTH = 128
 """TorchRec cuts no narrower columns."""
@@ -32,21 +34,12 @@ def rejected(
         host: tables were allowed in the host's memory.
         cuttable: tables that might have been cut.
     """
-    found = [
+    return [
         {"sharding_type": kind, "compute_kernel": kernel, "reason": reason}
         for kind, kernel in ALTERNATIVES
         if (kind, kernel) != (table.kind, table.kernel)
         and (reason := _reason(situation, table, kind, kernel, host=host, cuttable=cuttable))
     ]
-    size = 4 * table.rows * table.width
-    replicated = (
-        f"every rank would hold {formats.size(size)} and exchange a gradient as large; TorchRec "
-        "has no fused optimizer for it"
-    )
-    dense = {
-        "sharding_type": "data_parallel", "compute_kernel": "dense", "reason": replicated,
-    }  # fmt: skip
-    return [*found, dense]
 
 
 def _reason(
@@ -58,7 +51,7 @@ def _reason(
     host: bool,
     cuttable: set[str],
 ) -> str | None:
-    cluster, config = situation.cluster, situation.experiment.sharding
+    cluster, config = situation.cluster, situation.sharding
     if kernel == CACHED and cluster.node.device != "cuda":
         return None
     if kernel == CACHED and not host:
@@ -74,8 +67,16 @@ def _reason(
         allowed = allowed_kinds(table.name, table.rows, cluster.world_size, config)
     except PlanError as error:
         return str(error)
+    if kind == DATA_PARALLEL and not situation.experiment.tables.replicable:
+        return "only for float32 tables without Adam and weight decay"
     if kind not in allowed:
         return "not among --sharding.kinds"
+    size = 4 * table.rows * table.width
+    if kind == DATA_PARALLEL and size > LARGEST_REPLICA:
+        return (
+            f"each step would make a gradient of {formats.size(size)}; above "
+            f"{formats.size(LARGEST_REPLICA)} --sharding.table-kinds has to ask for it"
+        )
     if kind != "table_wise" and table.name not in cuttable:
         return f"not rated: neither of the {CUTTABLE} largest nor of the {CUTTABLE} busiest tables"
     shards = [
@@ -89,6 +90,11 @@ def _reason(
             f"{formats.size(situation.free)} for tables"
         )
     chosen = max(shard.cost.seconds for shard in table.shards)
+    if kind == DATA_PARALLEL:
+        return (
+            f"every rank would sum a gradient of {formats.size(size)} with all others: "
+            f"{1e3 * slowest:.3g} ms on each, instead of {1e3 * chosen:.3g} on the busiest"
+        )
     if slowest > chosen:
         return f"slower: {1e3 * slowest:.3g} ms on its busiest rank instead of {1e3 * chosen:.3g}"
     return (

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from data.errors import InputError
+from sharding.proposals import CACHED
 from trainer import formats
 from trainer.planning.predict import MEMORY, TIME, Json
 from trainer.planning.tables import cost, fullest, short, simple_table
@@ -61,8 +62,8 @@ def _settings(before: Json, after: Json) -> RenderableType:
     table = simple_table("Settings", ["setting"], ["before", "after"])
     old, new = (
         {"experiment": report["experiment"]}
-        | _leaves(report["config"])
-        | _leaves({"log": report["log"]})
+        | leaves(report["config"])
+        | leaves({"log": report["log"]})
         for report in (before, after)
     )
     for key in sorted(old.keys() | new.keys()):
@@ -109,7 +110,7 @@ def _tables(title: str, old: Json, new: Json) -> RenderableType:
 def _told(entry: Mapping[str, Any] | None, world_size: int) -> str:
     if entry is None:
         return "not there"
-    cached = "" if entry["compute_kernel"] == "fused" else ", cached"
+    cached = ", cached" if entry["compute_kernel"] == CACHED else ""
     return (
         f"{entry['rows']:,} x {entry['width']} {entry['sharding_type']}{cached} on "
         f"{rank_list(world_size, entry)}"
@@ -120,10 +121,10 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
 
 
-def _leaves(content: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
     """``{"model": {"top_k": 20}}`` -> ``{"model.top_k": 20}``."""
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
-        leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return leaves
+        found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found

@@ -65,13 +65,18 @@ def table_loads(
     """
     local = reads_locally(experiment, world_size)
     loads: dict[str, TableLoad] = {}
-    frequencies: dict[tuple[str, int], RowFrequency] = {}
+    frequencies: dict[tuple[bool, str, int], RowFrequency] = {}
     for path, bags in collections(ranker):
+        of_requests = path.startswith("context.")
         for table in bags.embedding_bag_configs():
-            (name,) = table.feature_names
-            key = (name, table.num_embeddings)
+            (name,), rows = table.feature_names, table.num_embeddings
+            key = (of_requests, name, rows)
             if key not in frequencies:
-                frequencies[key] = log.frequency(*key, experiment.history_length)
+                frequencies[key] = (
+                    log.context_frequency(name, rows)
+                    if of_requests
+                    else log.frequency(name, rows, experiment.history_length)
+                )
             loads[table.name] = TableLoad(
                 lookups=_lookups(ranker, experiment, batch, path, local),
                 frequency=frequencies[key],

@@ -23,12 +23,12 @@ KEYS = {
     "name", "requests", "candidates", "users", "skew", "history", "fields", "context", "numbers",
 }  # fmt: skip
 EVENTS_READ = 4_000_000
-"""Of the first partition, to count a column that only events have."""
+"""Of the first partition, to count a column that only events or requests have."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Log:
-    """A log that is at hand, or one that is described; :class:`trainer.state.Schema` is a part."""
+    """A log that is at hand, or one that is described; :class:`trainer.build.Schema` is a part."""
 
     name: str
     fields: list[tuple[str, int]]
@@ -43,13 +43,20 @@ class Log:
     lengths: np.ndarray
     """Events before each training request, or as many quantiles of them."""
     frequencies: dict[str, RowFrequency]
-    """Of ids, by field; those of a field that is missing count as equally frequent."""
+    """Of ids of events, by field; those of a field that is missing count as equally frequent."""
+    context_frequencies: dict[str, RowFrequency]
+    """The same of requests' columns, which may be called as fields are."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What plan.json says of it."""
 
     def kept(self, limit: int) -> np.ndarray:
         """Lengths of histories of which the last ``limit`` events are kept."""
         return np.minimum(self.lengths, limit)
+
+    def context_frequency(self, name: str, num_embeddings: int) -> RowFrequency:
+        """Of the ids of a column of requests."""
+        known = self.context_frequencies.get(name)
+        return known if known is not None else RowFrequency.uniform(num_embeddings)
 
     def frequency(self, name: str, num_embeddings: int, limit: int) -> RowFrequency:
         """Of the ids of a field, in histories of at most ``limit`` events."""
@@ -62,18 +69,17 @@ class Log:
         return known if known is not None else RowFrequency.uniform(num_embeddings)
 
     @classmethod
-    def of_store(cls, path: Path) -> Log:
+    def of_store(cls, store: EventStore) -> Log:
         """Reads a prepared store: counts and the columns that say lengths and frequencies.
 
         Raises:
-            InputError: no store, or one without training requests.
+            InputError: one without training requests.
         """
-        store = EventStore.open(path)
         info = store.info
         if not info.requests["train"]:
             raise InputError(
-                f"{path} has no training requests: there are no lengths of histories to plan for. "
-                "Prepare it from a longer log, or describe one by --tables FILE.toml."
+                f"{store.path} has no training requests: there are no lengths of histories to plan "
+                "for. Prepare it from a longer log, or describe one by --tables FILE.toml."
             )
         return cls(
             name=info.source,
@@ -85,7 +91,8 @@ class Log:
             requests=info.requests["train"],
             candidates=info.candidates["train"] / info.requests["train"],
             lengths=_lengths(store),
-            frequencies=_frequencies(store),
+            frequencies={} if store.flat else _frequencies(store),
+            context_frequencies=_context_frequencies(store),
             facts={"source": info.source, "fingerprint": info.fingerprint},
         )
 
@@ -143,9 +150,8 @@ def _described(content: dict[str, Any], path: Path) -> Log:
         requests=requests,
         candidates=candidates,
         lengths=_of_quantiles(content.get("history", {})),
-        frequencies={
-            name: RowFrequency.zipf(rows, skew) for name, rows in {*fields, *context} if rows > 1
-        },
+        frequencies=_zipf(fields, skew),
+        context_frequencies=_zipf(context, skew),
         facts={"source": path.name, "skew": skew},
     )
 
@@ -189,16 +195,15 @@ def _lengths(store: EventStore) -> np.ndarray:
     return np.concatenate(found)
 
 
+def _zipf(columns: list[tuple[str, int]], skew: float) -> dict[str, RowFrequency]:
+    return {name: RowFrequency.zipf(rows, skew) for name, rows in columns if rows > 1}
+
+
 def _frequencies(store: EventStore) -> dict[str, RowFrequency]:
-    sizes = dict(store.fields) | dict(store.context)
-    if store.flat:
-        if store.info.options.get("hash_buckets") is not None:
-            return {}
-        return {n: RowFrequency.counted(store.train_counts(n)) for n, _ in store.context}
     of_items = store.items["frequency"]
     found = {"item": RowFrequency.counted(of_items)}
     events = store.partitions[0].events
-    for name, rows in sizes.items():
+    for name, rows in store.fields:
         column = store.items.get(name)
         if name != "item" and column is not None:
             counts = np.bincount(column, weights=of_items, minlength=rows)
@@ -207,3 +212,15 @@ def _frequencies(store: EventStore) -> dict[str, RowFrequency]:
             counts = np.bincount(events[name][:EVENTS_READ], minlength=rows)
             found[name] = RowFrequency.counted(counts)
     return found
+
+
+def _context_frequencies(store: EventStore) -> dict[str, RowFrequency]:
+    if store.flat and store.info.options.get("hash_buckets") is not None:
+        return {}
+    if store.flat:
+        return {name: RowFrequency.counted(store.train_counts(name)) for name, _ in store.context}
+    of_requests = store.partitions[0].requests("train").context
+    return {
+        name: RowFrequency.counted(np.bincount(of_requests[name][:EVENTS_READ], minlength=rows))
+        for name, rows in store.context
+    }

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torchrec.distributed.types import ShardingPlan
 
 from modules.ranker import LifelongRanker
+from sharding.apply import kinds_for
 from sharding.catalogue import Cluster
-from sharding.cluster_plan import PlacedTable, cuttable_tables, plan_on
-from sharding.costs import CostModel, TableLoad
+from sharding.cluster_plan import PlacedTable, cuttable_tables, placed, search_plan
+from sharding.costs import WEIGHT_BYTES, CostModel, TableLoad
 from sharding.narrow import hold_narrow_tables
+from sharding.plan import ShardingConfig
+from sharding.replicated import DATA_PARALLEL
+from trainer.build import build_ranker
 from trainer.experiment import Experiment
 from trainer.planning.alternatives import rejected
 from trainer.planning.load import RankBatch, table_loads
 from trainer.planning.log import Log
 from trainer.planning.rank_costs import RankCost, rank_cost
-from trainer.state import build_ranker
 
 Json = dict[str, Any]
 
@@ -45,22 +49,33 @@ class Situation:
     beside: RankCost
 
     @classmethod
-    def of(
-        cls, experiment: Experiment, log: Log, cluster: Cluster, *, weight_bytes: int = 4
-    ) -> Situation:
+    def of(cls, experiment: Experiment, log: Log, cluster: Cluster) -> Situation:
         """Builds the model on the meta device.
 
         Raises:
             InputError: the experiment does not go with the log.
         """
-        ranks = cluster.world_size
-        ranker = build_ranker(experiment, log, world_size=ranks)
+        ranker = build_ranker(experiment, log, world_size=cluster.world_size)
         hold_narrow_tables(ranker)
+        return cls.around(ranker, experiment, log, cluster)
+
+    @classmethod
+    def around(
+        cls, ranker: LifelongRanker, experiment: Experiment, log: Log, cluster: Cluster
+    ) -> Situation:
+        """With a model that is there: tables on the meta device, narrow ones held wide."""
+        ranks = cluster.world_size
         batch = RankBatch.of(experiment, log, ranks)
         loads = table_loads(ranker, experiment, log, batch, ranks)
+        weight_bytes = WEIGHT_BYTES[experiment.tables.dtype]
         costs = CostModel(cluster, loads, experiment.tables.kind, weight_bytes)
         beside = rank_cost(ranker, experiment, loads, batch, cluster)
         return cls(experiment, log, cluster, ranker, batch, loads, costs, beside)
+
+    @property
+    def sharding(self) -> ShardingConfig:
+        """What the planner may choose from."""
+        return kinds_for(self.experiment.tables, self.experiment.sharding)
 
     @property
     def free(self) -> int:
@@ -73,10 +88,18 @@ class Situation:
         Raises:
             DoesNotFit: it does not.
         """
-        return plan_on(
+        return placed(self.ranker, self.search(host=host), self.costs)
+
+    def search(self, *, host: bool = False) -> ShardingPlan:
+        """The same as TorchRec has it.
+
+        Raises:
+            DoesNotFit: it does not.
+        """
+        return search_plan(
             self.ranker,
             self.costs,
-            self.experiment.sharding,
+            self.sharding,
             free=self.free,
             beside=self.beside.seconds,
             host=host,
@@ -188,7 +211,8 @@ def _table(situation: Situation, table: PlacedTable) -> Json:
         "seconds": max(shard.cost.seconds for shard in table.shards),
         "imbalance": max(work) * len(work) / sum(work) if sum(work) else 1.0,
         "shards": [
-            {"rank": s.rank, "offset": list(s.offset), "size": list(s.size)} for s in table.shards
+            {"rank": s.rank, "offset": list(s.offset), "size": list(s.size)}
+            for s in (table.shards if table.kind != DATA_PARALLEL else ())
         ],
     }
 

@@ -19,15 +19,13 @@ from torchrec import EmbeddingBagCollection
 from modules.jagged import BLOCK_EVENTS, BLOCK_SCORES
 from modules.ranker import LifelongRanker
 from sharding.catalogue import GB, Cluster
+from sharding.cluster_plan import RESERVE
 from sharding.costs import FLOAT_BYTES, ID_BYTES, Lookup, TableLoad
 from sharding.plan import collections
 from sharding.search_tables import SCALE_BYTES
 from trainer.experiment import Experiment
 from trainer.planning.load import RankBatch, searches_by_rows
 
-RESERVE = 0.1
-"""Of a device's memory, for what is not counted: the driver's context, communication buffers,
-fragmentation. ``twofold train`` keeps as much."""
 DENSE_COPIES = 4
 """Of each dense parameter: itself, its gradient, and two of Adam's."""
 SAMPLE = 64
@@ -100,7 +98,7 @@ def rank_cost(
         copy=keys,
         reserve=round(RESERVE * cluster.memory),
         search_seconds=flops / node.tflops / 1e12 + moved / stock_speed,
-        dense_seconds=WALK * (heads.flops / node.tflops / 1e12 + heads.bytes / stock_speed)
+        dense_seconds=WALK * (heads.flops / node.tflops / 1e12 + heads.moved / stock_speed)
         + 2 * DENSE_COPIES * FLOAT_BYTES * parameters / node.memory_gbs / GB,
         all_reduce_seconds=cluster.all_reduce_seconds(FLOAT_BYTES * parameters),
         copy_seconds=renewals * cluster.exchange_seconds(keys * ranks),
@@ -186,9 +184,11 @@ def _search_work(
     width = a if ranker.tables.sums_rows else a + v
     flops = 2.0 * chosen * (a + v) * WALK
     moved = FLOAT_BYTES * 2 * WALK * (rows * width + chosen)
+    cosine = model.score == "cosine"
+    moved += FLOAT_BYTES * 2 * WALK * rows * a * cosine  # rows over their lengths
     if searches_by_rows(experiment) or not model.searches_first:
         flops += 2.0 * scores * a
-        moved += search_bytes(batch.events, scores, a)
+        moved += search_bytes(batch.events, scores, a) + FLOAT_BYTES * batch.events * a * cosine
     if model.pooling == "self_attention":
         flops += WALK * 4.0 * batch.events * batch.longest * v
     return flops, moved
@@ -224,22 +224,35 @@ class _Pass:
 
     flops: float
     bytes: float
+    """Of all outputs."""
+    moved: float
+    """Of those that are written and read again; a product's speed has its own in it."""
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The same for all views of a tensor; below autograd none says that it is one."""
+    return tensor.untyped_storage()._cdata
+
+
+_PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm}
 
 
 class _Outputs(TorchDispatchMode):
-    """Adds up the bytes of everything that is computed."""
+    """Adds up the bytes of everything that is computed, and of what is no product."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.moved = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Counts what ``func`` makes anew."""
         out = func(*args, **(kwargs or {}))
-        held = {id(leaf) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)}
+        held = {_memory(leaf) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)}
         for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and id(leaf) not in held and not leaf._is_view():
-                self.bytes += leaf.numel() * leaf.element_size()
+            if isinstance(leaf, torch.Tensor) and _memory(leaf) not in held:  # no view
+                size = leaf.numel() * leaf.element_size()
+                self.bytes += size
+                self.moved += size * (func.overloadpacket not in _PRODUCTS)
         return out
 
 
@@ -264,4 +277,6 @@ def _heads(ranker: LifelongRanker, batch: RankBatch) -> _Pass:
         if ranker.config.auxiliary != "none":
             copy.deepcopy(ranker.auxiliary_head).to("meta")(*rows[:2])
     scale = batch.candidates / SAMPLE
-    return _Pass(scale * flops.get_total_flops(), 2 * scale * outputs.bytes)
+    return _Pass(
+        scale * flops.get_total_flops(), 2 * scale * outputs.bytes, 2 * scale * outputs.moved
+    )

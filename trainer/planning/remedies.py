@@ -29,7 +29,6 @@ class Change(NamedTuple):
     experiment: Experiment
     cluster: Cluster
     host: bool = False
-    weight_bytes: int = 4
 
 
 def remedies(experiment: Experiment, log: Log, cluster: Cluster, price: float | None) -> list[Json]:
@@ -49,9 +48,7 @@ def remedies(experiment: Experiment, log: Log, cluster: Cluster, price: float | 
 
 
 def _fitting(change: Change, log: Log, price: float | None) -> Json | None:
-    situation = Situation.of(
-        change.experiment, log, change.cluster, weight_bytes=change.weight_bytes
-    )
+    situation = Situation.of(change.experiment, log, change.cluster)
     try:
         tables = situation.plan(host=change.host)
     except DoesNotFit:
@@ -156,14 +153,14 @@ def _narrowed(
 
 
 def _half(experiment: Experiment, cluster: Cluster) -> Iterator[Change]:
-    yield Change(
-        "tables in fp16",
-        "",
-        "twofold train keeps tables in float32: what it would bring, not what can be run",
-        experiment,
-        cluster,
-        weight_bytes=2,
-    )
+    if experiment.tables.dtype == "float32":
+        yield Change(
+            "tables in float16",
+            "--tables.dtype float16",
+            "updates far smaller than their row are lost; compare AUC",
+            experiment.changed(tables=dataclasses.replace(experiment.tables, dtype="float16")),
+            cluster,
+        )
 
 
 def _smaller_batch(experiment: Experiment, cluster: Cluster) -> Iterator[Change]:

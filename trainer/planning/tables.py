@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from sharding.proposals import CACHED
 from trainer import formats
 from trainer.planning.predict import MEMORY, Json
 from trainer.tables import plain_table, rank_list
@@ -70,7 +71,7 @@ def tables_table(plan: Json) -> Table:
             entry["name"],
             formats.size(entry["bytes"]),
             f"{1e3 * entry['seconds']:.3g} ms",
-            entry["sharding_type"] + ("" if entry["compute_kernel"] == "fused" else ", cached"),
+            entry["sharding_type"] + (", cached" if entry["compute_kernel"] == CACHED else ""),
             rank_list(plan["world_size"], entry),
         )
     if len(tables) > SHOWN:

@@ -18,8 +18,9 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
 from sharding.apply import TableOptimizer
+from sharding.cluster_plan import choose_plan
 from sharding.narrow import ROW_FLOATS
-from sharding.plan import FusedBagSharder, ShardingConfig, choose_plan
+from sharding.plan import FusedBagSharder, ShardingConfig
 from trainer.steps.step import Step
 
 TableKind = Literal[
