@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from data.collate import GAP, GAP_BUCKETS, RECENCY
 from modules.context import ContextConfig
@@ -133,6 +133,19 @@ def _check_known(option: str, given: Iterable[str], known: Iterable[str]) -> Non
         raise ValueError(f"{option} names {sorted(unknown)}, but the fields are {list(known)}.")
 
 
+def _refuse_huge(config: Any) -> None:
+    """Raises ValueError for a whole number of 2**31 or more, which no count or width is; seeds are
+    looked at elsewhere.
+    """
+    for place in dataclasses.fields(config):
+        value = getattr(config, place.name)
+        if dataclasses.is_dataclass(value):
+            _refuse_huge(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number >= 2**31 and place.name != "seed":
+                raise ValueError(f"{place.name} must be below 2**31, got {number}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What to train, on how much history, and how. Each field is a flag of ``twofold train``."""
@@ -209,6 +222,7 @@ class Experiment:
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}.")
+        _refuse_huge(self)
         self._check_plateau()
         self._check_replica()
         if self.seed >= 2**63:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,11 @@ def _rows(output: RankerOutput, batch: RankingBatch) -> Tensor:
 class LookupCounter:
     """Counts the rows that a model looks up, with and without gradient."""
 
-    def __init__(self, ranker: LifelongRanker) -> None:
+    def __init__(
+        self, ranker: LifelongRanker, before: Mapping[str, list[int]] = MappingProxyType({})
+    ) -> None:
+        """``before``: what ``counted`` said when the run was stopped."""
+        self._before = before
         self._counts: dict[str, list[int]] = {}
         self._hooks = [
             bags.register_forward_pre_hook(self._count, prepend=True)
@@ -209,15 +214,26 @@ class LookupCounter:
             for name, rows in tables.rows_read.items():
                 self._counts.setdefault(f"{collection}_{name}", [0, 0])[0] += sign * rows
 
+    def counted(self, device: torch.device) -> dict[str, list[int]]:
+        """Rows of each table until now, without and with gradient, of all ranks. Collective."""
+        self._add_read(1)
+        totals = torch.tensor(list(self._counts.values()), device=device)
+        self._add_read(-1)
+        dist.all_reduce(totals)
+        return {
+            name: [
+                now + before
+                for now, before in zip(rows, self._before.get(name, [0, 0]), strict=True)
+            ]
+            for name, rows in zip(self._counts, totals.tolist(), strict=True)
+        }
+
     def close(self, steps: int, device: torch.device) -> dict[str, dict[str, float]]:
         """Stops counting; rows of each table per step, all ranks together. Collective."""
-        self._add_read(1)
+        counted = self.counted(device)
         for hook in self._hooks:
             hook.remove()
-        totals = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=device)
-        dist.all_reduce(totals)
-        per_step = (totals / steps).tolist()
         return {
-            name: {"with_gradient": with_gradient, "without_gradient": without}
-            for name, (without, with_gradient) in zip(self._counts, per_step, strict=True)
+            name: {"with_gradient": with_gradient / steps, "without_gradient": without / steps}
+            for name, (without, with_gradient) in counted.items()
         }

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +23,8 @@ from trainer.experiment import Experiment
 RUN_FILES = (
     "plan.json", "metrics.jsonl", "analysis.json", "summary.json", "report.html",
     "predictions-test.arrow", "evaluation-*.json", "analysis-*.json", "analysis-*.html",
-    "gradients.json", "checkpoints", "tensorboard",
+    "gradients.json", "progress.json", "profile", "checkpoints", "tensorboard",
+    "attempts.jsonl", ".step", "batch-*.arrow",
     "config.json",  # last: without it the rest would not be known for a run
 )  # fmt: skip
 FULL = 2**16
@@ -65,8 +67,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"The run folder {self.path} cannot be made: {error}") from error
         try:
-            # the kernel lets go of it however the process ends
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lock)
         except BlockingIOError as error:
             raise InputError(
                 f"{self.path} is in use by another job. Wait for it, or give another --out."
@@ -122,8 +123,9 @@ class RunFolder:
         temporary.replace(file)
 
     def abandon(self) -> None:
-        """After a failure: a run without a checkpoint leaves nothing behind."""
-        if self._lock is None or (self.path / "checkpoints" / "last").exists():
+        """After a failure: a run leaves nothing behind but checkpoints and batches to look at."""
+        kept = (self.path / "checkpoints" / "last").exists() or any(self.path.glob("batch-*.arrow"))
+        if self._lock is None or kept:
             return
         if self._made:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -135,6 +137,18 @@ class RunFolder:
         for pattern in RUN_FILES:
             for path in self.path.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _lock(file: TextIO) -> None:
+    """Takes the lock, of which the kernel lets go however the process ends. Whoever asks whether
+    a job holds it (trainer/status.py) does so for an instant.
+    """
+    for pause in (0.05, 0.1, 0.2):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(pause)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager
@@ -209,6 +223,14 @@ def read_config(run: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise InputError(f"{file} is damaged: {error}") from error
+
+
+def checkpoint_url(run: Path) -> str:
+    """Where a run keeps its checkpoints if not in its folder; "" else, and where no run is."""
+    try:
+        return json.loads((run / "config.json").read_text()).get("checkpoints", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def read_experiment(config: dict[str, Any]) -> Experiment:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from fsspec.implementations.local import LocalFileSystem
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from data.errors import InputError
@@ -21,10 +22,12 @@ from data.store import EventStore
 from sharding.plan import ShardingConfig
 from tests.ranks import RankError, run_ranks
 from tests.trainer.conftest import MakeRun
-from tests.trainer.small_runs import EXPERIMENT, content, loaded_state, ranks_of
+from tests.trainer.small_runs import EXPERIMENT, IN_FOREGROUND, content, loaded_state, ranks_of
 from trainer.checkpoint import Checkpoints, Position
+from trainer.checkpoint.digests import FolderWriter
 from trainer.experiment import FieldWidths
 from trainer.predict import evaluation_loader
+from trainer.reliability import Reliability
 from trainer.state import build_state, train_step
 
 Links = tuple[str, ...]
@@ -32,10 +35,11 @@ Links = tuple[str, ...]
 
 def save(run: Path, rank: int, world_size: int, *steps: tuple[int, Links]) -> None:
     """Saves some state of the process group under each of the steps."""
-    checkpoints = Checkpoints(run, ranks_of(rank, world_size))
+    checkpoints = Checkpoints(run, ranks_of(rank, world_size), Reliability(keep_checkpoints=1))
     state = _State({"weight": torch.arange(4.0) + rank} if rank == 0 else {})
     for step, links in steps:
         checkpoints.save(state, Position(step=step), links)
+    checkpoints.wait()
 
 
 class _State:
@@ -44,7 +48,7 @@ class _State:
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
 
-    def to_save(self) -> dict[str, Any]:
+    def to_save(self, *, replica: bool) -> dict[str, Any]:
         return {"model": self.values}
 
 
@@ -54,8 +58,12 @@ def folders(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "kind"), [(1, "row_wise"), (2, "table_wise"), (4, "row_wise"), (4, "table_wise")]
-)
+    ("world_size", "kind"),
+    [
+        (1, "row_wise"), (2, "table_wise"), (4, "row_wise"), (4, "table_wise"),
+        (2, "data_parallel"),
+    ],
+)  # fmt: skip
 def test_tables_and_optimizer_states_move_to_any_world_size_and_plan(
     world_size: int, kind: str, finished: MakeRun, store: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +74,7 @@ def test_tables_and_optimizer_states_move_to_any_world_size_and_plan(
         state = loaded_state(store, run, rank, world_size, experiment)
         checkpoints = Checkpoints(tmp_path, ranks_of(rank, world_size))
         checkpoints.save(state, Position(step=1), ("last",))
+        checkpoints.wait()
         return [table["sharding_type"] for table in state.plan["tables"]]
 
     assert set(run_ranks(load_and_save, world_size)[0]) == {kind}
@@ -77,7 +86,7 @@ def test_tables_and_optimizer_states_move_to_any_world_size_and_plan(
         torch.testing.assert_close(after[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
+def test_of_one_newest_checkpoint_only_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     both, last = ("last", "best"), ("last",)
     run_ranks(lambda *who: save(tmp_path, *who, (1, both), (2, last), (3, last)), 2)
     first, third = "step-00000001", "step-00000003"
@@ -94,9 +103,9 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(
     def killed_while_saving(rank: int, world_size: int) -> None:
         genuine = dcp.save
 
-        def half(state: Any, checkpoint_id: Path) -> None:
-            genuine(state, checkpoint_id=checkpoint_id)
-            next(checkpoint_id.glob("*.distcp")).write_bytes(b"half")
+        def half(state: Any, storage_writer: FolderWriter, **options: Any) -> None:
+            genuine(state, storage_writer=storage_writer, **options)
+            next(storage_writer.path.glob("*.distcp")).write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
 
         dcp.save = half
@@ -105,7 +114,8 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(
     with pytest.raises(RankError, match="died without a word"):
         run_ranks(killed_while_saving, 1)
     partial, before = "step-00000017.partial", "step-00000016"
-    assert folders(run) == {"last": before, "best": before, before: before, partial: partial}
+    kept = {name: name for name in ("step-00000015", before, partial)}
+    assert folders(run) == {"last": before, "best": before, **kept}
     assert run_ranks(lambda *who: len(loaded_state(store, run, *who).plan["tables"]), 2) == [6, 6]
     run_ranks(lambda *who: save(run, *who, (18, ("last", "best"))), 1)
     assert set(folders(run)) == {"last", "best", "step-00000018"}
@@ -128,7 +138,7 @@ def full_for_metadata(rank: int) -> None:
 
 def full_for_position(rank: int) -> None:
     """Rank 0 finds no room for what we add."""
-    Path.write_text = no_room
+    LocalFileSystem.pipe_file = no_room
 
 
 def full_for_folder(rank: int) -> None:
@@ -271,7 +281,7 @@ def test_a_fresh_process_reads_the_checkpoint_of_every_kind_of_model(
         batches = list(itertools.islice(evaluation_loader(opened, "val", experiment, ranks), 3))
         for batch in batches[:2]:
             train_step(state, batch, experiment, world_size)
-        Checkpoints(tmp_path, ranks).save(state, Position(step=2), ("last",))
+        Checkpoints(tmp_path, ranks, IN_FOREGROUND).save(state, Position(step=2), ("last",))
         return _losses(state, batches, experiment)
 
     def load(rank: int, world_size: int) -> list[float]:

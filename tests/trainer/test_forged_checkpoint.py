@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from data.errors import InputError
 from tests.ranks import run_ranks
 from tests.trainer.conftest import MakeRun
-from tests.trainer.small_runs import loaded_state
+from tests.trainer.small_runs import loaded_state, reseal
 from trainer.checkpoint import SafePlanner, SafeReader
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -72,6 +72,7 @@ def test_a_run_with_forged_metadata_is_refused_and_not_run(
     run, mark = finished_copy(1), tmp_path / "mark"
     forged = pickle.dumps(Forged(mark))
     (run / "checkpoints" / "last" / ".metadata").write_bytes(forged)
+    reseal(run / "checkpoints" / "last")
 
     def load(rank: int, world_size: int) -> str:
         with pytest.raises(InputError) as error:

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.store import EventStore
 from sharding.apply import sharded_collections
 from tests.ranks import RankError, run_ranks
-from tests.trainer.conftest import MakeRun
+from tests.trainer.conftest import MakeRun, copy
 from tests.trainer.small_runs import (
     EXPERIMENT,
     content,
@@ -32,7 +32,7 @@ from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import Experiment
 from trainer.run_folder import read_config, read_experiment
 from trainer.state import build_state
-from trainer.train import Trainer
+from trainer.validation import reduce_learning_rates
 
 # at such rates most evaluations are for the worse
 WILD = EXPERIMENT.changed(
@@ -61,16 +61,14 @@ def lines(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def scales_after(better: str, experiment: Experiment) -> tuple[list[float], list[str]]:
     """After evaluations that are for the better (+) or not (-): scales, and what the user reads."""
-    trainer = object.__new__(Trainer)
-    trainer.experiment, trainer.position = experiment, Position()
+    position = Position()
     given: list[float] = []
-    trainer.state = SimpleNamespace(scale_learning_rates=lambda _, scale: given.append(scale))
+    state = SimpleNamespace(scale_learning_rates=lambda _, scale: given.append(scale))
     scales, notes = [], []
     for mark in better:
-        position = trainer.position
         position.evaluations_since_best = 0 if mark == "+" else position.evaluations_since_best + 1
         if mark == "-":
-            notes.append(trainer._reduce_learning_rates())
+            notes.append(reduce_learning_rates(state, position, experiment))
         scales.append(position.learning_rate_scale)
     assert given == [new for old, new in itertools.pairwise([1.0, *scales]) if new != old]
     return scales, notes
@@ -156,8 +154,10 @@ def test_a_scale_reaches_adam_and_every_kernel(world_size: int, store: Path) -> 
             for _, bags in sharded_collections(state.model)
             for lookup in bags._lookups
             for kernel in lookup._emb_modules
+            if hasattr(kernel.emb_module, "get_learning_rate")  # replicated tables go by a group
         ]
-        return {group["lr"] for group in state.dense.param_groups}, set(kernels)
+        groups = [group["lr"] for group in state.model.fused_optimizer.param_groups]
+        return {group["lr"] for group in state.dense.param_groups}, {*kernels, *groups}
 
     for dense, kernels in run_ranks(rates, world_size):
         assert dense == {0.0025}
@@ -168,17 +168,16 @@ def test_a_scale_reaches_adam_and_every_kernel(world_size: int, store: Path) -> 
 def test_a_checkpoint_from_before_there_were_reductions_is_read(
     falling: MakeRun, store: Path, tmp_path: Path
 ) -> None:
+    run = copy(falling(1), tmp_path / "run")
+    file = run / "checkpoints" / "last" / "position.json"
+    content = json.loads(file.read_text())
+    del content["learning_rate_scale"], content["format"]
+    file.write_text(json.dumps(content))
+    (file.parent / "manifest.json").unlink()
+
     def scale(rank: int, world_size: int) -> float:
-        state = loaded_state(store, falling(1), rank, world_size, WILD)
-        file = falling(1) / "checkpoints" / "last" / "position.json"
-        content = json.loads(file.read_text())
-        old = {key: value for key, value in content.items() if key != "learning_rate_scale"}
-        try:
-            file.write_text(json.dumps(old))
-            ranks = ranks_of(rank, world_size)
-            return Checkpoints(falling(1), ranks).load(state, "last").learning_rate_scale
-        finally:
-            file.write_text(json.dumps(content))
+        state = loaded_state(store, run, rank, world_size, WILD)
+        return Checkpoints(run, ranks_of(rank, world_size)).load(state, "last").learning_rate_scale
 
     assert run_ranks(scale, 1) == [1.0]
 

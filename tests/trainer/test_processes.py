@@ -11,7 +11,7 @@ import torch.distributed as dist
 from data.errors import InputError
 from tests.ranks import RankError, run_ranks
 from tests.trainer.small_runs import ranks_of
-from trainer.processes import _told_once, gather_rows, on_first_rank, process_group
+from trainer.processes import Ends, _told_once, gather_rows, on_first_rank, process_group
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,6 @@ def test_a_single_process_is_a_group_of_one_and_leaves_none_behind() -> None:
 def test_an_interruption_is_told_with_what_its_raiser_knows(
     words: tuple[str, ...], told: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, _told_once(dist.HashStore()):
+    with pytest.raises(SystemExit) as ended, _told_once(Ends(dist.HashStore(), 0)):
         raise KeyboardInterrupt(*words)
     assert (ended.value.code, capfd.readouterr().err) == (2, told)

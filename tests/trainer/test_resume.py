@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data.store import numpy_columns, read_arrow
+from sharding.plan import ShardingConfig
 from tests.ranks import RankError
 from tests.trainer.conftest import MakeRun, copy
 from tests.trainer.small_runs import (
@@ -69,7 +70,8 @@ def test_a_search_in_a_copy_goes_on_with_the_copy_of_its_checkpoint(
         raise KeyboardInterrupt
 
     # renewed after steps 0, 7 and 14 and at evaluations; interrupted at 13, resumed from 10
-    copying = EXPERIMENT.changed(replica_steps=7, replica_dtype="float32")
+    kinds = ShardingConfig(kinds=("table_wise", "row_wise"))  # replicated tables need no copy
+    copying = EXPERIMENT.changed(replica_steps=7, replica_dtype="float32", sharding=kinds)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(store, whole, world_size, copying)
     with pytest.raises(RankError, match="Interrupt"):

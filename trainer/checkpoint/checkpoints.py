@@ -1,0 +1,365 @@
+"""Checkpoints of a run: written whole or not at all, checked when read, in the background.
+
+Tables and optimizer states go through ``torch.distributed.checkpoint``, so that another world size
+or plan can load them. Layout, in RUN/checkpoints or behind a URL (``storage.py``)::
+
+    step-00000120/   one complete checkpoint: DCP's files, position.json and manifest.json, which
+                     names size and SHA-256 of all others
+    last, best       which of them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import datetime
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+from data.errors import InputError
+from trainer.checkpoint.digests import Digest, digest_of, digest_of_stream
+from trainer.checkpoint.position import Position
+from trainer.checkpoint.safe_reading import SafePlanner
+from trainer.checkpoint.snapshot import on_host
+from trainer.checkpoint.storage import MANIFEST, POSITION, Folder, Storage, name_of
+from trainer.processes import Ranks, gather_lines, on_first_rank
+from trainer.reliability import Reliability
+from trainer.run_folder import checkpoint_url, disk_errors
+from trainer.state import TrainState
+
+Link = Literal["last", "best"]
+FORMAT = 2
+"""Of checkpoints; 1 had no manifest."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving and loading are collective: every rank calls them."""
+
+    def __init__(self, run: Path, ranks: Ranks, settings: Reliability | None = None) -> None:
+        self.run, self.ranks = run, ranks
+        self.settings = settings or Reliability()
+        url = self.settings.checkpoints or checkpoint_url(run)
+        self.storage = Storage(url) if url else Folder(run / "checkpoints")
+        self._group: dist.ProcessGroup | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def exists(self, link: Link) -> bool:
+        """Is there a complete one of this name?"""
+        return self.storage.target(link) is not None
+
+    def __bool__(self) -> bool:
+        """Is there a complete one at all?"""
+        return bool(self.storage.target("last") or self.storage.names())
+
+    def save(self, state: TrainState, position: Position, links: tuple[Link, ...]) -> None:
+        """Writes a checkpoint and then, at once, lets ``links`` point to it; prunes the others.
+
+        In the background, if the settings say so: of a copy that this makes, after the write
+        before has ended.
+
+        Raises:
+            InputError: the storage is full or not writable, now or for the one before. What was
+                there stays.
+        """
+        self.wait()
+        if self._group is None:
+            # its own: what a thread says to other ranks must not mix with what training says
+            timeout = datetime.timedelta(seconds=self.settings.peer_timeout)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+        position = copy.deepcopy(position)
+        # at the step of a renewal the copy of the keys is what the tables are
+        replica = position.renewed_at != position.step
+        with _quiet():
+            content = state.to_save(replica=replica)
+            if not self.settings.checkpoint_in_background:
+                self._write(content, position, links)
+                return
+            content = on_host(content)
+        self._writing = self._writer.submit(self._write, content, position, links)
+
+    def check(self) -> None:
+        """Raises what went wrong with a write that has ended; does not wait for one."""
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def close(self) -> None:
+        """Waits for what is being written, whatever comes of it."""
+        with contextlib.suppress(Exception):
+            self.wait()
+        self._writer.shutdown()
+
+    def load(self, state: TrainState, link: Link) -> Position:
+        """Fills tables, dense parameters and optimizer states.
+
+        Raises:
+            InputError: no such checkpoint, damaged, or of another model.
+        """
+        self.wait()
+        name = self.storage.target(link)
+        if name is None:
+            raise InputError(f"{self.storage} has no checkpoint called {link}.")
+        if damage := self.damage(name):
+            raise InputError(
+                f"The checkpoint {self.storage}/{name} is damaged: {damage}. "
+                "twofold train ... --resume goes on from an older one, if there is one."
+            )
+        return self._load(state, name)
+
+    def resume(self, state: TrainState) -> tuple[Position, list[str]]:
+        """Loads the last checkpoint that is intact; ``last`` and ``best`` are as they were then.
+
+        Returns:
+            The position, and what to tell the user of damaged ones.
+
+        Raises:
+            InputError: none is intact, or they are of another model.
+        """
+        notes = []
+        for name in self._newest_first():
+            if damage := self.damage(name):
+                notes.append(f"Checkpoint {name} is damaged: {damage}.")
+                continue
+            position = self._load(state, name)
+            best = name_of(position.best_step) if position.best_step else None
+            if best and best != name and (damage := self.damage(best)):
+                notes.append(f"Checkpoint {best}, the best so far, is damaged: {damage}. It is "
+                             "forgotten: the next evaluation is the best.")  # fmt: skip
+                position.best_auc, position.best_step = None, 0
+                position.evaluations_since_best, best = 0, None
+            if notes:
+                notes.append(f"Going on from {name}.")
+                on_first_rank(self.ranks, lambda n=name, b=best: self._point(last=n, best=b))
+            return position, notes
+        raise InputError(
+            f"No checkpoint of {self.storage} is intact. {' '.join(notes)} Restore one from a "
+            "copy, or start over with --replace."
+        )
+
+    def clear(self) -> None:
+        """Removes all checkpoints; on rank 0."""
+        for name in self.storage.entries():
+            self.storage.discard(name)
+
+    def damage(self, name: str) -> str:
+        """What is wrong with the files of a checkpoint; "" if nothing is. Collective.
+
+        Each rank reads some of the files, whole.
+        """
+        found = []
+        with _told(found):
+            files = self._manifest(name)
+            for file in sorted(files)[self.ranks.rank :: self.ranks.world_size]:
+                if wrong := self._wrong(name, file, files[file]):
+                    found.append(wrong)
+        return "; ".join(sorted({*gather_lines(found, self.ranks.device)}))
+
+    def _manifest(self, name: str) -> dict[str, Digest]:
+        """File -> digest; of an older version's checkpoint nothing."""
+        try:
+            content = json.loads(self.storage.read(name, MANIFEST))
+        except FileNotFoundError:
+            if json.loads(self.storage.read(name, POSITION)).get("format", 1) < FORMAT:
+                return {}
+            raise
+        return {file: Digest(**digest) for file, digest in content["files"].items()}
+
+    def _wrong(self, name: str, file: str, expected: Digest) -> str:
+        try:
+            with self.storage.open(name, file) as stream:
+                found = digest_of_stream(stream)
+        except FileNotFoundError:
+            return f"{file} is missing"
+        if found.bytes != expected.bytes:
+            return f"{file} has {found.bytes:,} bytes instead of {expected.bytes:,}"
+        return "" if found == expected else f"{file} has another SHA-256 than when it was written"
+
+    def _newest_first(self) -> list[str]:
+        """Checkpoints up to the last one, as rank 0 sees them."""
+        last, names = self.storage.target("last"), self.storage.names()[::-1]
+        if last:
+            names = [name for name in names if name <= last] or [last]
+        return gather_lines(names if self.ranks.first else [], self.ranks.device)
+
+    def _load(self, state: TrainState, name: str) -> Position:
+        where = f"{self.storage}/{name}"
+        with _quiet():
+            reader = self.storage.reader(name)
+            metadata = reader.read_metadata()
+            wanted = state.to_load(metadata.state_dict_metadata)
+            # a rank knows the optimizer states of its own shards alone
+            if wrong := gather_lines(_differences(where, wanted, metadata), self.ranks.device):
+                raise InputError(wrong[0])
+            try:
+                content = json.loads(self.storage.read(name, POSITION))
+                content.pop("format", None)
+                position = Position(**content)
+                _unwrapped(dcp.load, wanted, storage_reader=reader, planner=SafePlanner())
+            except (ValueError, TypeError, OSError, CheckpointException) as error:
+                raise InputError(f"The checkpoint {where} is damaged: {_reason(error)}") from error
+            state.loaded(wanted)
+        if "replica" not in wanted:
+            position.renewed_at = position.step
+        dist.barrier()
+        return position
+
+    def _write(self, content: dict[str, Any], position: Position, links: tuple[Link, ...]) -> None:
+        """All of a write that may happen beside training."""
+        name, group = name_of(position.step), self._group
+        try:
+            with self._storage_errors():
+                on_first_rank(self.ranks, lambda: self._begin(name), group)
+                writer = self.storage.writer(name)
+                _unwrapped(dcp.save, content, storage_writer=writer, process_group=group)
+            lines = [json.dumps([file, *digest]) for file, digest in writer.fs.files.items()]
+            lines = gather_lines(lines, group=group)
+            files = {file: Digest(*digest) for file, *digest in map(json.loads, lines)}
+            on_first_rank(self.ranks, lambda: self._publish(name, position, files, links), group)
+        except BaseException:
+            if self.ranks.first:
+                with contextlib.suppress(Exception):
+                    self.storage.abort(name)
+            raise
+
+    def _begin(self, name: str) -> None:
+        with self._storage_errors():
+            self.storage.begin(name)
+
+    def _publish(
+        self, name: str, position: Position, files: dict[str, Digest], links: tuple[Link, ...]
+    ) -> None:
+        text = json.dumps({"format": FORMAT, **dataclasses.asdict(position)}, indent=2).encode()
+        files = {**files, POSITION: digest_of(text)}
+        manifest = {"files": {file: digest._asdict() for file, digest in sorted(files.items())}}
+        with self._storage_errors():
+            self.storage.write(name, POSITION, text)
+            self.storage.write(name, MANIFEST, json.dumps(manifest, indent=2).encode())
+            self.storage.publish(name)
+            self._point(**dict.fromkeys(links, name))
+            self._prune(name)
+
+    def _point(self, **links: str | None) -> None:
+        for link, name in links.items():
+            if name:
+                self.storage.point(link, name)
+
+    def _prune(self, current: str) -> None:
+        """Leaves the newest and, of each, the best one until then: resuming from any of them needs
+        both. What lies beyond ``current`` is of a past that was given up.
+        """
+        newest = [name for name in self.storage.names() if name <= current]
+        newest = newest[-self.settings.keep_checkpoints :]
+        kept = {*newest, *map(self._best_until, newest), self.storage.target("best")}
+        for name in self.storage.entries():
+            if name not in kept:
+                self.storage.discard(name)
+
+    def _best_until(self, name: str) -> str | None:
+        with contextlib.suppress(ValueError, OSError):
+            return name_of(json.loads(self.storage.read(name, POSITION))["best_step"])
+        return None
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        if isinstance(self.storage, Folder):
+            with disk_errors(self.run):
+                yield
+            return
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # each kind of URL has its own
+            raise InputError(
+                f"{self.storage} could not be written to: {_reason(error)}. Complete checkpoints "
+                "are kept; put it right and go on with --resume."
+            ) from error
+
+
+@contextlib.contextmanager
+def _told(found: list[str]) -> Iterator[None]:
+    """Adds to ``found`` what makes a file unreadable, instead of leaving other ranks waiting."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        found.append(f"{Path(error.filename or str(error)).name} is missing")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found.append(f"{MANIFEST} or {POSITION} cannot be read ({error})")
+    except OSError as error:
+        found.append(f"it cannot be read ({error})")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP and TorchRec warn of their own use of deprecated ShardedTensor calls."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reason(error: BaseException) -> BaseException:
+    """What DCP found wrong, on the first rank that did."""
+    return next(iter(error.failures.values()))[0] if hasattr(error, "failures") else error
+
+
+def _unwrapped(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    try:
+        function(*args, **kwargs)
+    except CheckpointException as error:
+        # DCP wraps Ctrl-C and SIGTERM too, of any rank
+        for failure, _ in error.failures.values():
+            if not isinstance(failure, Exception):
+                raise failure from error
+        raise
+
+
+def _differences(where: str, wanted: dict[str, Any], metadata: Metadata) -> list[str]:
+    """What is first wrong with the names and shapes of all parameters in the checkpoint, or with
+    the shapes of the tables' optimizer states; empty if nothing is.
+    """
+    sizes = {
+        name: tuple(entry.size)
+        for name, entry in metadata.state_dict_metadata.items()
+        if hasattr(entry, "size")
+    }
+    shapes = {f"model.{name}": tuple(p.size()) for name, p in wanted["model"].items()}
+    found = {name: size for name, size in sizes.items() if name.startswith("model.")}
+    if shapes != found:
+        names = sorted(shapes.keys() | found.keys())
+        name = next(n for n in names if shapes.get(n) != found.get(n))
+        return [
+            f"{where} is a checkpoint of another model: {name.removeprefix('model.')} is "
+            f"{found.get(name, 'absent')} there and {shapes.get(name, 'absent')} here. "
+            "Take the experiment, overrides and store that the run was made with "
+            "(RUN/config.json); if you did, it was made by another version of twofold."
+        ]
+    for parameter, slots in wanted["optimizer"]["state"].items():
+        for slot, tensor in slots.items():
+            there = sizes.get(f"optimizer.state.{parameter}.{slot}")
+            here = tuple(tensor.size()) if hasattr(tensor, "size") else None
+            if there != here and None not in (there, here):
+                return [
+                    f"{where} cannot be loaded under this plan: the optimizer state {slot} of "
+                    f"{parameter} is {there} there and {here} here. A row-wise "
+                    "optimizer keeps one state for each column shard of a row, and what the shards "
+                    "of another cut would have had is not known. Take the world size and plan "
+                    "that the checkpoint was made with, or train with --tables.kind adagrad, whose "
+                    "states move to any plan."
+                ]
+    return []
