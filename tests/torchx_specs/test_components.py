@@ -1,5 +1,6 @@
-"""The TorchX component: an AppDef is data, so its fields are compared."""
+"""TorchX components: an AppDef is data, so its fields are compared."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torchx.specs.file_linter import get_fn_docstring, validate
 from torchx.specs.finder import get_component
 
 from torchx_specs import components
-from torchx_specs.components import train
+from torchx_specs.components import demo, evaluate, plan, prepare, sweep, train
 
 REPOSITORY = Path(__file__).parents[2]
 COMPONENT = f"{REPOSITORY / 'torchx_specs' / 'components.py'}:train"
@@ -56,7 +57,7 @@ def test_the_users_environment_stands_above_ours() -> None:
 
 
 def test_resources_name_and_retries_arrive() -> None:
-    app = train(j="1x2", cpu=8, gpu=2, memMB=4096, name="ctr/first", max_retries=3)
+    app = train("--resume", j="1x2", cpu=8, gpu=2, memMB=4096, name="ctr/first", max_retries=3)
     role = role_of(app)
     assert app.name == "first"
     assert (role.resource.cpu, role.resource.gpu, role.resource.memMB) == (8, 2, 4096)
@@ -74,20 +75,51 @@ def test_a_job_without_processes_is_refused(j: str) -> None:
         train(j=j)
 
 
-def test_torchx_accepts_the_component_and_finds_its_help() -> None:
-    assert validate(components.__file__, "train") == []
-    summary, arguments = get_fn_docstring(train)
-    assert summary.startswith("Trains a ranking model")
+@pytest.mark.parametrize("again", ["max_retries", "max_restarts"])
+def test_a_training_that_may_start_again_must_resume(again: str) -> None:
+    with pytest.raises(ValueError, match="add --resume"):
+        train("dare", **{again: 1})
+    train("dare", "--resume", **{again: 1})
+
+
+def test_restarts_are_torchruns() -> None:
+    assert role_of(train("dare", "--resume", max_restarts=3)).env["PET_MAX_RESTARTS"] == "3"
+
+
+def test_an_evaluation_runs_as_a_training_does() -> None:
+    role = role_of(evaluate("RUN", "--data", "STORE", j="2x4", gpu=4, rdzv_port=29700))
+    assert role.args[1].endswith("-m trainer.main evaluate RUN --data STORE")
+    assert (role.num_replicas, role.resource.gpu) == (2, 4)
+    assert ":29700" in role.args[1]
+
+
+@pytest.mark.parametrize("component", [sweep, prepare, plan, demo])
+def test_the_others_are_one_process(component: Callable[..., specs.AppDef]) -> None:
+    app = component("a b", "--out", "$(touch x)", cpu=3, memMB=100, env={"A": "1"})
+    role = role_of(app)
+    assert app.name == role.name == component.__name__
+    # a list, which no shell reads
+    command = ["python", "-m", "trainer.main", component.__name__, "a b", "--out", "$(touch x)"]
+    assert [role.entrypoint, *role.args] == command
+    assert (role.num_replicas, role.resource.cpu, role.resource.memMB) == (1, 3, 100)
+    assert role.env == {"A": "1"}
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "sweep", "prepare", "plan", "demo"])
+def test_torchx_accepts_a_component_and_finds_its_help(name: str) -> None:
+    assert validate(components.__file__, name) == []
+    summary, arguments = get_fn_docstring(getattr(components, name))
+    assert len(summary) > 20
     assert all(text not in (" ", "") for text in arguments.values()), arguments
 
 
-def test_plain_torchx_run_takes_this_component() -> None:
+def test_plain_torchx_run_starts_the_demo() -> None:
     def configured(key: str) -> str | None:
         return get_config(prefix="cli", name="run", key=key, dirs=[str(REPOSITORY)])
 
     assert configured("scheduler") == "local_cwd"
     path, _, function = (configured("component") or "").partition(":")
-    assert get_component(f"{REPOSITORY / path}:{function}").fn_name == "train"
+    assert get_component(f"{REPOSITORY / path}:{function}").fn_name == "demo"
 
 
 def test_the_command_line_reaches_the_app() -> None:

@@ -17,7 +17,7 @@ from tests.trainer.command_lines import TINY, Job
 
 REPOSITORY = Path(__file__).parents[2]
 METRICS = ("auc", "gauc", "logloss", "normalized_entropy", "calibration", "loss_last")
-CLOCK = ("seconds", "samples_per_second")
+CLOCK = ("seconds", "samples_per_second", "input_share", "memory")
 
 
 def launcher(*words: object) -> subprocess.Popen:
@@ -63,8 +63,7 @@ def test_every_launcher_gives_the_same_run(
     words = {
         "torchrun": ["torchrun", "--nproc-per-node", 2, "-m", "trainer.main", "train"],
         "dist.ddp": [*torchx, "dist.ddp", "-j", "1x2", "-m", "trainer.main", "--", "train"],
-        # .torchxconfig names the component
-        "component": [*torchx, "--", "-j", "1x2", "--"],
+        "component": [*torchx, "torchx_specs/components.py:train", "-j", "1x2", "--"],
     }[how]
     process = launcher(*words, "dare", "--data", store, "--out", tmp_path / "run", *TINY)
     out, err = process.communicate(timeout=120)

@@ -1,0 +1,1 @@
+"""Launchers that need more than a command line: Ray Train."""

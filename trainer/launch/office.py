@@ -1,0 +1,38 @@
+"""Where the workers and the driver of a job on Ray meet: no torch here, which slows a start."""
+
+from __future__ import annotations
+
+
+class Office:
+    """An actor: what the workers and the driver of one job tell each other."""
+
+    def __init__(self, attempts: int) -> None:
+        self.attempts = attempts
+        self.begun = 0
+        self.refused = False
+        self._lines: list[tuple[str, str]] = []
+
+    def begin(self) -> bool:
+        """Counts an attempt; is it one after the first?"""
+        self.begun += 1
+        if self.begun > 1:
+            of = f"Attempt {self.begun} of {self.attempts}"
+            self.tell("stderr", f"twofold: {of}: goes on from the last checkpoint.\n")
+        return self.begun > 1
+
+    def refuse(self) -> None:
+        """The trainer has told the user what is wrong: nothing is to be tried again."""
+        self.refused = True
+
+    def is_refused(self) -> bool:
+        """For workers and driver."""
+        return self.refused
+
+    def tell(self, stream: str, text: str) -> None:
+        """Something for the driver to print on its ``stdout`` or ``stderr``."""
+        self._lines.append((stream, text))
+
+    def read(self) -> list[tuple[str, str]]:
+        """All that was told since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
