@@ -20,7 +20,7 @@ $(error DEVICE is cpu or cuda, not "$(DEVICE)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format doctor clean
+.PHONY: help setup demo test soak lint format doctor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ demo: setup ## Train DARE and TWIN on a real log and write a report (about two m
 
 test: setup ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+soak: setup ## Run the long tests: kills, full disks, damaged files, Ray, two hosts (an hour and more)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .

@@ -74,13 +74,13 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     Args:
         plan: content of ``plan.json``
     """
-    optimizers = ", ".join(sorted({entry["optimizer"] or "none" for entry in plan["tables"]}))
+    optimizers = ", ".join(sorted({entry["optimizer"] for entry in plan["tables"]}))
     table = _table(
         f"Sharding plan, {plan['world_size']} rank{'s' if plan['world_size'] > 1 else ''}, "
         f"fused optimizer {optimizers}",
         ["table"],
-        ["rows", "width", "bytes"],
-        ["sharding", "kernel", "ranks"],
+        ["rows", "width", "weights", "optimizer"],
+        ["sharding", "ranks"],
     )
     for entry in plan["tables"]:
         table.add_row(
@@ -88,14 +88,57 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
             formats.count(entry["rows"]),
             formats.count(entry["width"]),
             formats.size(entry["bytes"]),
-            entry["sharding_type"],
-            entry["compute_kernel"],
+            formats.size(_optimizer_bytes(entry)),
+            _sharding(entry),
             rank_list(plan["world_size"], entry),
         )
     table.add_section()
-    total = sum(entry["bytes"] for entry in plan["tables"])
-    table.add_row("total", "", "", formats.size(total), style="dim")
+    weights = sum(entry["bytes"] for entry in plan["tables"])
+    states = sum(_optimizer_bytes(entry) for entry in plan["tables"])
+    table.add_row("total", "", "", formats.size(weights), formats.size(states), style="dim")
+    if plan["world_size"] > 1:
+        held = bytes_by_rank(plan)
+        fullest = max(range(len(held)), key=held.__getitem__)
+        table.caption = (
+            f"Tables and optimizer by rank: from {formats.size(min(held))} to "
+            f"{formats.size(held[fullest])} (rank {fullest})."
+        )
     return table
+
+
+def _sharding(entry: Mapping[str, Any]) -> str:
+    """Its kind, and the kernel where it is none of those that hold the table on the device."""
+    kernel = entry["compute_kernel"]
+    return entry["sharding_type"] + ("" if kernel in ("fused", "dense") else f", {kernel}")
+
+
+def bytes_by_rank(plan: Mapping[str, Any]) -> list[int]:
+    """(world_size,) bytes of tables and optimizer states."""
+    held = [0] * plan["world_size"]
+    for entry in plan["tables"]:
+        bytes_per_number = entry["bytes"] // (entry["rows"] * entry["width"])
+        for shard in _shards(entry, plan["world_size"]):
+            rows, columns = shard["size"]
+            held[shard["rank"]] += bytes_per_number * rows * columns
+            held[shard["rank"]] += _state_bytes(entry["optimizer"], rows, columns)
+    return held
+
+
+def _optimizer_bytes(entry: Mapping[str, Any]) -> int:
+    """Of all shards; of a replicated table one replica's, as ``bytes`` is."""
+    return sum(_state_bytes(entry["optimizer"], *shard["size"]) for shard in _shards(entry, 1))
+
+
+def _state_bytes(optimizer: str, rows: int, columns: int) -> int:
+    from sharding.costs import state_bytes  # twofold status does not wait for torch
+
+    return state_bytes(optimizer, rows, columns)
+
+
+def _shards(entry: Mapping[str, Any], world_size: int) -> list[dict[str, Any]]:
+    """A table without shards in the plan is replicated: every rank holds it whole."""
+    whole = [{"rank": r, "size": [entry["rows"], entry["width"]]} for r in range(world_size)]
+    return entry.get("shards") or whole
 
 
 def rank_list(world_size: int, entry: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from trainer import formats
-from trainer.tables import plan_table, rank_list, results_table, store_table
+from trainer.tables import bytes_by_rank, plan_table, rank_list, results_table, store_table
 
 
 def lines(table: Any) -> list[str]:
@@ -44,8 +44,40 @@ def test_plan_shows_each_table_and_the_total() -> None:
     }
     shown = lines(plan_table({"world_size": 2, "tables": [item]}))
     assert any("rowwise_adagrad" in line for line in shown)
-    assert "item 92,000 16 5.6 MiB row_wise fused 0, 1" in shown
-    assert "total 5.6 MiB" in shown
+    # rowwise Adagrad keeps one float for each row
+    assert "item 92,000 16 5.6 MiB 359 KiB row_wise 0, 1" in shown
+    assert "total 5.6 MiB 359 KiB" in shown
+
+
+def test_memory_by_rank_counts_shards_where_they_are_and_replicas_everywhere() -> None:
+    def entry(kind: str, optimizer: str, *shards: tuple[int, int, int]) -> dict[str, Any]:
+        return {
+            "name": kind, "rows": 10, "width": 8, "bytes": 320, "sharding_type": kind,
+            "compute_kernel": "fused", "optimizer": optimizer,
+            "shards": [
+                {"rank": rank, "offset": [0, 0], "size": [rows, columns]}
+                for rank, rows, columns in shards
+            ],
+        }  # fmt: skip
+
+    plan = {
+        "world_size": 3,
+        "tables": [
+            entry("row_wise", "rowwise_adagrad", (0, 4, 8), (1, 4, 8), (2, 2, 8)),
+            # a state of its own for each shard of columns
+            entry("column_wise", "rowwise_adagrad", (0, 10, 4), (2, 10, 4)),
+            entry("table_wise", "adam", (1, 10, 8)),
+            entry("data_parallel", "sgd"),
+        ],
+    }
+    assert bytes_by_rank(plan) == [
+        4 * (4 * 8 + 4) + 4 * (40 + 10) + 320,
+        4 * (4 * 8 + 4) + 3 * 320 + 320,
+        4 * (2 * 8 + 2) + 4 * (40 + 10) + 320,
+    ]
+    shown = lines(plan_table(plan))
+    assert "Tables and optimizer by rank: from 592 B to 1.4 KiB (rank 1)." in shown
+    assert "total 1.2 KiB 760 B" in shown
 
 
 @pytest.mark.parametrize(
