@@ -12,27 +12,36 @@ from typing import NoReturn
 
 from data.errors import InputError
 from trainer.commands.parsing import choose, wants_help
+from trainer.rank_tags import rank_tags
 
 HELP = """\
 Twofold trains click-through-rate models over lifelong user histories.
 
 usage: twofold COMMAND [options]        twofold COMMAND --help
 
-  doctor     is this machine ready? versions, FBGEMM, devices, limits
-  prepare    turn a log into an event store
-  plan       what fits on which cluster, how fast and why, before one is rented
-  train      train an experiment on a store
-  evaluate   score a trained run's checkpoint on a split
-  analyze    measure what a run's search and attention follow, in pictures
-  topk       rank the whole catalogue for each user: retrieval models and their metrics
-  sweep      run a table of trainings, rows times seeds, and compare them
-  demo       prepare a real log, train DARE and TWIN on it, compare them
+  doctor             is this machine ready? versions, FBGEMM, devices, limits
+  prepare            turn a log into an event store
+  verify-store       is every byte of a store what was written?
+  plan               what fits on which cluster, how fast and why, before one is rented
+  train              train an experiment on a store
+  status             how far a run or a sweep is
+  verify-checkpoint  is a checkpoint the same run on more ranks or other shards?
+  evaluate           score a trained run's checkpoint on a split
+  analyze            measure what a run's search and attention follow, in pictures
+  topk               rank the whole catalogue for each user: retrieval models and their metrics
+  sweep              run a table of trainings, rows times seeds, and compare them
+  launch             train on a Ray cluster, or here through Ray
+  demo               prepare a real log, train DARE and TWIN on it, compare them
 
 Several processes:  torchrun --nproc-per-node 2 -m trainer.main train ...
-                    torchx run -- -j 1x2 -- EXPERIMENT --data STORE --out RUN
-Exit codes: 0 done, 1 failure, 2 wrong usage, wrong input or Ctrl-C.
+                    torchx run torchx_specs/components.py:train -j 1x2 -- EXPERIMENT ...
+Exit codes: 0 done, 1 failure, 2 wrong usage, wrong input or Ctrl-C,
+75 told to end by SIGTERM and saved: start it again with --resume.
 """
-COMMANDS = ("doctor", "prepare", "plan", "train", "evaluate", "analyze", "topk", "sweep", "demo")
+COMMANDS = (
+    "doctor", "prepare", "verify-store", "plan", "train", "status", "verify-checkpoint", "evaluate",
+    "analyze", "topk", "sweep", "launch", "demo",
+)  # fmt: skip
 
 
 def main() -> NoReturn:
@@ -47,13 +56,19 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line and returns its exit code."""
+    with rank_tags():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or wants_help(arguments):
         print(HELP, end="")
         return 0
     try:
         name = choose("command", COMMANDS, arguments, "twofold COMMAND [options]")
         # imported only now: `twofold --help` does not wait for torch
-        return importlib.import_module(f"trainer.commands.{name}").main(arguments[1:])
+        module = name.replace("-", "_")
+        return importlib.import_module(f"trainer.commands.{module}").main(arguments[1:])
     except KeyboardInterrupt:
         _complain("Interrupted. What was not complete is removed.")
         return 2

@@ -66,7 +66,11 @@ def test_flags_of_an_experiment_show_its_own_defaults(capsys: pytest.CaptureFixt
     [
         (
             "prepar",
-            ("no command 'prepar'", "Did you mean prepare?", "doctor, prepare, plan, train"),
+            (
+                "no command 'prepar'",
+                "Did you mean prepare?",
+                "doctor, prepare, verify-store, plan, train",
+            ),
         ),
         ("--data x", ("The command comes first", "twofold COMMAND")),
         ("train", ("The experiment comes first", "--data STORE --out RUN", "dare, twin")),
