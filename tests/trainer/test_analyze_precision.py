@@ -10,6 +10,7 @@ import torch
 
 from data.store import EventStore
 from modules.loss import ranking_losses
+from sharding.replicated import held_shards
 from tests.ranks import run_ranks
 from tests.trainer.conftest import MakeRun
 from tests.trainer.small_runs import EXPERIMENT, ranks_of, read
@@ -36,12 +37,12 @@ def measured(rank: int, world_size: int, run: Path, data: Path) -> dict[str, Any
 
 def rows_of(subject: Subject) -> dict[str, torch.Tensor]:
     """This rank's rows of every table."""
-    return {
-        name: shard.tensor
+    tables = {
+        name: weight
         for name, weight in subject.state.model.state_dict().items()
         if "embedding_bags" in name
-        for shard in weight.local_shards()
     }
+    return {table: rows for table, rows, _ in held_shards(tables)}
 
 
 @pytest.fixture(scope="module")
