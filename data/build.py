@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,11 @@ from data.flat_source import FlatSource
 from data.scatter import ScatteredLog, split_bucket
 from data.source import SPLITS, Partition, Requests, Source, Split
 from data.store import Field, StoredPartition, StoreInfo, write_arrow, write_requests
-from data.verify import fingerprint, write_checksums
+from data.verify import file_sha256, fingerprint, write_checksums
 from data.vocabulary import encode
 
-FileDigest = tuple[int, bytes]
-"""Bytes and SHA-256 of a file."""
+FileDigest = tuple[int, str]
+"""Bytes and SHA-256 of a file, in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def digest(folder: Path, known: Mapping[str, FileDigest] | None = None) -> tuple
     to ``checksums.sha256``, for data/verify.py. ``known`` is as in ``file_digests``.
     """
     digests = file_digests(folder, known)
-    sums = {name: content.hex() for name, (_, content) in digests.items()}
+    sums = {name: content for name, (_, content) in digests.items()}
     write_checksums(folder, sums)
     return sum(size for size, _ in digests.values()), fingerprint(sums)
 
@@ -290,8 +289,7 @@ def file_digests(
 
 
 def _file_digest(file: Path) -> FileDigest:
-    with file.open("rb") as content:
-        return file.stat().st_size, hashlib.file_digest(content, "sha256").digest()
+    return file.stat().st_size, file_sha256(file)
 
 
 def versions() -> dict[str, str]:

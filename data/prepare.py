@@ -27,6 +27,7 @@ from data.build import StoreBuilder
 from data.errors import InputError
 from data.flat import FlatBuilder, scan
 from data.flat_source import FlatSource
+from data.ray_safety import shut_out_others
 from data.scatter import assign_buckets, scatter
 from data.source import Source
 from data.store import StoreInfo
@@ -121,6 +122,8 @@ def _build_log_on_ray(
     address: str | None,
 ) -> StoreInfo:
     """As ``_build_log``, byte for byte."""
+    if address is None:
+        shut_out_others()
     from data import ray_engine  # takes seconds, which the local engine need not wait
 
     _check_sides(source)

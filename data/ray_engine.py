@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -107,7 +106,8 @@ def cluster(address: str | None) -> Iterator[None]:
     connected to is used as it is.
 
     Args:
-        address: "auto", HOST:PORT or ray://HOST:PORT; None for this machine alone.
+        address: "auto", HOST:PORT or ray://HOST:PORT; None for this machine alone, where
+            ``data.ray_safety`` has to be asked before this module is imported.
 
     Raises:
         InputError: no cluster answers.
@@ -282,8 +282,8 @@ def _build_partitions(
     """One step of the second pass, in a folder of its own."""
     source, log, blocks, scratch, seed = everything
     _check_shared(scratch)
-    folder = scratch / f"step-{number:05d}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a worker that died
+    # a node that was cut off may still be at the same step
+    folder = scratch / f"step-{number:05d}-{uuid.uuid4().hex[:12]}"
     folder.mkdir()
     files = [_gather_bucket(source, blocks, bucket, folder) for bucket in buckets]
     builder = StoreBuilder(source, log, folder, seed)
@@ -341,9 +341,11 @@ def _package() -> str:
 def _own_signals() -> Iterator[None]:
     """Ray replaces the handler of SIGTERM; ours removes what is half-written."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

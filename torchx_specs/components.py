@@ -13,6 +13,12 @@ import torchx
 from torchx import specs
 from torchx.components import dist
 
+TRAINING = {
+    # --shutdown-timeout of torchrun: seconds in which ranks that are told to end may save; then it
+    # kills them, by default after 30
+    "PET_SHUTDOWN_TIMEOUT": "600",
+}
+
 
 def train(
     *script_args: str,
@@ -65,7 +71,7 @@ def train(
         resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
         name=name,
         image=image,
-        env={"PET_MAX_RESTARTS": str(max_restarts)} | (env or {}),
+        env=TRAINING | {"PET_MAX_RESTARTS": str(max_restarts)} | (env or {}),
         max_retries=max_retries,
         rdzv_port=rdzv_port,
         rdzv_backend=rdzv_backend,

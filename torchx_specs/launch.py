@@ -23,6 +23,7 @@ from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDef, AppState, parse_app_handle
 
 from torchx_specs.components import environment
+from torchx_specs.ending import ending
 
 _POLL = 0.1  # seconds: a progress bar drawn ten times a second still looks alive
 _TAIL = 30  # lines of a failed rank that are shown
@@ -161,16 +162,8 @@ def _report_failure(logs: Path, streamed: bool) -> int:
         print(_last_lines(log.read_text(errors="replace")), file=sys.stderr)
     if failure.exit_code == 2:  # wrong input: the rank has said what to do
         return 2
-    print(f"Rank {failure.local_rank} {_ending(failure)}; logs: {logs}", file=sys.stderr)
+    print(f"Rank {failure.local_rank} {ending(failure.exit_code)}; logs: {logs}", file=sys.stderr)
     return 1
-
-
-def _ending(failure: Failure) -> str:
-    if failure.exit_code >= 0:
-        return f"failed with exit code {failure.exit_code}"
-    name = signal.Signals(-failure.exit_code).name
-    memory = " (often: out of memory)" if name == "SIGKILL" else ""
-    return f"was ended by {name}{memory}"
 
 
 def _last_lines(text: str) -> str:

@@ -1,6 +1,6 @@
 """Builds some stores twice, alone and on a small Ray cluster of its own: a process for itself.
 
-Run as ``python -m tests.data.ray_stores FOLDER SHARED_DATA``.
+Run as ``python -m tests.data.ray_stores made|more FOLDER SHARED_DATA``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone, see docs/clusters.md
+}
 
 import numpy as np
 import polars as pl
@@ -49,9 +53,7 @@ def write_log(folder: Path) -> Path:
     return folder
 
 
-def main(folder: Path, shared_data: Path) -> None:
-    log = write_log(folder / "log")
-    named = {"path": log, "category": "kind", "side": ("brand",), **COLUMNS}
+def main(which: str, folder: Path, shared_data: Path) -> None:
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -60,19 +62,32 @@ def main(folder: Path, shared_data: Path) -> None:
         _node_ip_address="127.0.0.1",
     )
     data.scatter.FRAME_ROWS = 500  # several blocks of each file, in this process
-    labelled = TableSource(**named, label="bought")
-    both("labelled", labelled, folder, partitions=3)
-    both("synthetic", Synthetic(users=300, events_per_user=100, items=500), folder, partitions=4)
-    taobao = shared_data / "taobao_userbehavior_head.csv.gz"
-    if taobao.is_file():
-        both("taobao", TaobaoSource(path=taobao, truncated_line="skip"), folder, partitions=2)
-    both("completejourney", CompleteJourney(task="new", request_context=("store",)), folder)
+    if which == "made":
+        made_stores(folder)
+    else:
+        more_stores(folder, shared_data)
+
+
+def made_stores(folder: Path) -> None:
+    """Of a log that is written here; then two that are refused."""
+    log = write_log(folder / "log")
+    named = {"path": log, "category": "kind", "side": ("brand",), **COLUMNS}
+    both("labelled", TableSource(**named, label="bought"), folder, partitions=3)
     data.prepare.NUM_BUCKETS, data.prepare.EVENTS_PER_PARTITION = 4, 500
     both("long", TableSource(**named), folder)  # more partitions than buckets
     refused(TableSource(**named | {"time": "brand"}), folder)
     with (log / "2.csv").open("a") as file:
         file.write("u1,i1\n")
     refused(TableSource(**named, val_start=5, test_start=7), folder)
+
+
+def more_stores(folder: Path, shared_data: Path) -> None:
+    """Of other sources, and of real logs where they are here."""
+    both("synthetic", Synthetic(users=300, events_per_user=100, items=500), folder, partitions=4)
+    taobao = shared_data / "taobao_userbehavior_head.csv.gz"
+    if taobao.is_file():
+        both("taobao", TaobaoSource(path=taobao, truncated_line="skip"), folder, partitions=2)
+    both("completejourney", CompleteJourney(task="new", request_context=("store",)), folder)
 
 
 def both(name: str, source: Source, folder: Path, partitions: int | None = None) -> None:
@@ -90,4 +105,4 @@ def refused(source: Source, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -22,34 +22,50 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # Ray takes its time 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tuple[Path, list[str]]:
-    """The folder of the stores, and the messages of what was refused."""
-    folder = tmp_path_factory.mktemp("stores")
+def build(which: str, folder: Path, shared_data: Path) -> list[str]:
+    """Stores of tests/data/ray_stores.py; the messages of what was refused."""
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.data.ray_stores", str(folder), str(shared_data)],
+        [sys.executable, "-m", "tests.data.ray_stores", which, str(folder), str(shared_data)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         timeout=560,
     )
-    messages = [line for line in finished.stdout.splitlines() if line.startswith('"')]
-    return folder, [json.loads(line) for line in messages]
+    return [json.loads(line) for line in finished.stdout.splitlines() if line.startswith('"')]
 
 
-@pytest.mark.parametrize("name", ["labelled", "synthetic", "taobao", "completejourney", "long"])
-def test_every_file_is_the_same(built: tuple[Path, list[str]], name: str) -> None:
-    local, on_ray = (built[0] / f"{name}-{engine}" for engine in ("local", "ray"))
-    if not local.exists():
-        pytest.skip("the log is not here")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> tuple[Path, list[str]]:
+    """The folder of the stores of a log that is made, and the messages."""
+    folder = tmp_path_factory.mktemp("stores")
+    return folder, build("made", folder, shared_data)
+
+
+def check_same(folder: Path, name: str, partitions: int) -> None:
+    """Every file of both stores, of which there are so many partitions at least."""
+    local, on_ray = (folder / f"{name}-{engine}" for engine in ("local", "ray"))
     files = {file.relative_to(local) for file in local.rglob("*.*")}
     assert files == {file.relative_to(on_ray) for file in on_ray.rglob("*.*")}
     for file in files:
         assert (local / file).read_bytes() == (on_ray / file).read_bytes(), file
     store = EventStore.open(on_ray)
     assert store.info.events
-    assert len(store.partitions) >= {"completejourney": 1, "long": 9}.get(name, 2)
+    assert len(store.partitions) >= partitions
+
+
+@pytest.mark.parametrize(("name", "partitions"), [("labelled", 2), ("long", 9)])
+def test_every_file_is_the_same(built: tuple[Path, list[str]], name: str, partitions: int) -> None:
+    check_same(built[0], name, partitions)
+
+
+@pytest.mark.soak
+def test_every_file_of_other_sources_is_the_same(tmp_path: Path, shared_data: Path) -> None:
+    build("more", tmp_path, shared_data)
+    for name, partitions in [("synthetic", 2), ("completejourney", 1)]:
+        check_same(tmp_path, name, partitions)
+    if (tmp_path / "taobao-local").exists():  # the log is here
+        check_same(tmp_path, "taobao", 2)
 
 
 def test_an_error_of_a_task_is_one_message_and_leaves_nothing(
@@ -63,6 +79,7 @@ def test_an_error_of_a_task_is_one_message_and_leaves_nothing(
     assert not [path for path in folder.iterdir() if path.name.startswith("refused")]
 
 
+@pytest.mark.soak
 def test_ctrl_c_leaves_nothing(out: Path) -> None:
     command = ["prepare", "synthetic", "--users", "400_000", "--engine", "ray", "--out", str(out)]
     process = subprocess.Popen(
@@ -82,6 +99,24 @@ def test_ctrl_c_leaves_nothing(out: Path) -> None:
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
+
+
+def test_a_cluster_that_is_started_is_on_the_loopback_address_and_asks_for_a_token() -> None:
+    program = """
+import os
+from data.ray_safety import shut_out_others
+shut_out_others()
+from data.ray_engine import cluster
+from tests.trainer.launching import family, listening_beyond_loopback
+with cluster(None):
+    members = family(os.getpid())
+    print(len(members), listening_beyond_loopback(members), os.environ["RAY_AUTH_MODE"])
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split(maxsplit=1)
+    assert int(told[0]) > 4  # all that Ray consists of
+    assert told[1] == "[] token\n"
 
 
 def test_rows_without_users_are_refused_by_name(out: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import config_from_args, parse_args
 from torchx import specs
 from torchx.runner import get_runner
 from torchx.runner.config import get_config
@@ -67,6 +68,13 @@ def test_resources_name_and_retries_arrive() -> None:
 def test_more_processes_than_gpus_names_the_way_out() -> None:
     with pytest.raises(ValueError, match="the most that fits is -j 3x4"):
         train(j="3x8", gpu=4)
+
+
+def test_ranks_that_are_told_to_end_have_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in role_of(train()).env.items():
+        monkeypatch.setenv(name, value)
+    config, _, _ = config_from_args(parse_args(["script.py"]))  # as torchrun reads it
+    assert config.shutdown_timeout == 600
 
 
 @pytest.mark.parametrize("j", ["0x2", "1x0", "3:1x2"])

@@ -58,6 +58,35 @@ def wait_until(done: Callable[[], object], log: Path, seconds: float = 200) -> N
         time.sleep(0.05)
 
 
+def family(pid: int) -> set[int]:
+    """A process and all that come from it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def listening_beyond_loopback(pids: set[int]) -> list[str]:
+    """Addresses at which processes wait for other hosts, in the hexadecimal of /proc/net."""
+    sockets = set()
+    for member in pids:
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{member}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(str(entry.readlink()))
+    own = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+    return [
+        words[1]
+        for name in ("tcp", "tcp6")
+        for words in map(str.split, Path(f"/proc/net/{name}").read_text().splitlines()[1:])
+        if words[3] == "0A" and f"socket:[{words[9]}]" in sockets and words[1][:-5] not in own
+    ]
+
+
 def ranks_of(run: Path) -> list[int]:
     """Processes of the trainer that work on a run, whoever has started them."""
     found = []

@@ -42,7 +42,7 @@ def test_a_torchx_job_with_a_killed_worker_gives_the_same_results(
     assert outcome(run) == outcome(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ranks_end_with_a_torchrun_that_is_killed(store: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     words = ["torchrun", "--nproc-per-node", 2, "-m", "trainer.main", "train"]

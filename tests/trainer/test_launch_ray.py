@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from data.errors import InputError
+from tests.trainer.small_runs import EXPERIMENT, ranks_of
 from trainer import cli
 from trainer.launch.office import Office
-from trainer.launch.ray_train import Cluster, _check_room
-from trainer.launch.worker import ending, resuming
+from trainer.launch.ray_train import Cluster, _check_room, _notes
+from trainer.launch.worker import has_taken, resuming
+from trainer.train import Trainer
 
 TRAINING = ("--", "dare", "--data", "store", "--out", "run")
 
@@ -47,25 +50,56 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         assert option in out
 
 
-def test_an_attempt_after_the_first_resumes_and_replaces_nothing() -> None:
+def test_only_a_run_that_an_attempt_of_the_job_has_taken_is_resumed(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    assert not has_taken(tmp_path, "job-1")
+    for content, own in [({}, False), ({"job": "job-0"}, False), ({"job": "job-1"}, True)]:
+        config.write_text(json.dumps(content))
+        assert has_taken(tmp_path, "job-1") is own
+    config.write_text('{"job": "job-1"')
+    assert not has_taken(tmp_path, "job-1")
+
+
+def test_the_trainer_writes_the_job_that_takes_a_run(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    for job in ("job-0", "job-1"):
+        monkeypatch.setenv("TWOFOLD_JOB", job)
+        Trainer("small", EXPERIMENT, store, run, ranks_of(0, 1))._claim(False, job == "job-1")
+        assert has_taken(run, job)
+    assert not has_taken(run, "job-0")
+
+
+def test_the_folder_of_notes_goes_unless_it_is_the_users(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for storage, folder in [(None, tmp_path / ".ray"), (given, given)]:
+        with _notes(storage, tmp_path / "run") as notes:
+            assert notes.parent == folder
+            notes.mkdir(parents=True)
+        assert not notes.exists()
+    assert given.exists()
+    assert not (tmp_path / ".ray").exists()
+
+
+def test_a_resumed_attempt_replaces_nothing() -> None:
     assert resuming(["dare", "--replace", "--epochs", "2"]) == ["dare", "--epochs", "2", "--resume"]
     assert resuming(["dare", "--resume"]) == ["dare", "--resume"]
 
 
 def test_the_office_counts_attempts_and_tells_of_those_after_the_first() -> None:
     office = Office(attempts=3)
-    assert [office.begin(), office.begin()] == [False, True]
-    told = "twofold: Attempt 2 of 3: goes on from the last checkpoint.\n"
-    assert office.read() == [("stderr", told)]
+    for resumes in (False, False, True):
+        office.begin(resumes)
+    assert office.read() == [
+        ("stderr", "twofold: Attempt 2 of 3: starts from the beginning.\n"),
+        ("stderr", "twofold: Attempt 3 of 3: goes on from the last checkpoint.\n"),
+    ]
     assert office.read() == []
     assert not office.is_refused()
     office.refuse()
     assert office.is_refused()
-
-
-def test_an_end_is_told_by_signal_or_code() -> None:
-    assert ending(-9) == "was ended by SIGKILL"
-    assert ending(1) == "failed with exit code 1"
 
 
 def test_a_machine_that_is_too_small_is_refused_and_a_cluster_may_grow(

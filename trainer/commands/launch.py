@@ -62,7 +62,8 @@ def _parser(
 
     Args:
         address: Of a running cluster: auto, or HOST:PORT of its head. By default one is started
-            for the job on this machine, on the loopback address, and ended with it.
+            for the job on this machine, on the loopback address, and ended with it. One that you
+            start has open ports unless you close them (docs/clusters.md).
         workers: Ranks.
         gpus: A GPU for each rank, with NCCL. Without: CPUs, with gloo.
         cpus: CPU cores of each rank, and its OMP_NUM_THREADS.

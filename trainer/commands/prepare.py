@@ -147,6 +147,8 @@ def _builder(name: str, source_type: type) -> Callable[..., Callable[[], StoreIn
             long for one machine; same bytes. Every node must see the log and the folder of --out
             under the same absolute path, and have this project's libraries.
         address: Of the Ray cluster: auto (this machine is one of its nodes), HOST:PORT or
-            ray://HOST:PORT. By default one is started on this machine for as long as it is needed.
+            ray://HOST:PORT. By default one is started on this machine for as long as it is needed,
+            closed to others. One that you start has open ports unless you close them
+            (docs/clusters.md): who reaches them can run code.
     """
     return builder

@@ -12,13 +12,16 @@ class Office:
         self.refused = False
         self._lines: list[tuple[str, str]] = []
 
-    def begin(self) -> bool:
-        """Counts an attempt; is it one after the first?"""
+    def begin(self, resumes: bool) -> None:
+        """Counts an attempt and tells of those after the first.
+
+        Args:
+            resumes: an attempt before has taken the run folder.
+        """
         self.begun += 1
         if self.begun > 1:
-            of = f"Attempt {self.begun} of {self.attempts}"
-            self.tell("stderr", f"twofold: {of}: goes on from the last checkpoint.\n")
-        return self.begun > 1
+            how = "goes on from the last checkpoint" if resumes else "starts from the beginning"
+            self.tell("stderr", f"twofold: Attempt {self.begun} of {self.attempts}: {how}.\n")
 
     def refuse(self) -> None:
         """The trainer has told the user what is wrong: nothing is to be tried again."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import shutil
 import socket
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from data.ray_safety import listen_on_loopback, shut_out_others
 
 POLL = 0.2
 """Seconds between two looks at what the workers say."""
@@ -80,8 +80,8 @@ def train(cluster: Cluster, arguments: list[str], out: Path) -> int:
             .options(scheduling_strategy=here)
             .remote(attempts=cluster.retries + 1)
         )
-        with _notes(cluster.storage or out.parent / ".ray") as notes:
-            fit = _Background(_trainer(cluster, arguments, notes, office).fit)
+        with _notes(cluster.storage, out) as notes:
+            fit = _Background(_trainer(cluster, arguments, out, notes, office).fit)
             while fit.is_alive():
                 _print_all(ray.get(office.read.remote()))
                 fit.join(POLL)
@@ -96,14 +96,16 @@ def train(cluster: Cluster, arguments: list[str], out: Path) -> int:
     return 0
 
 
-def _trainer(cluster: Cluster, arguments: list[str], notes: Path, office: Any) -> Any:
+def _trainer(cluster: Cluster, arguments: list[str], out: Path, notes: Path, office: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from trainer.launch.worker import Job, NoGroup, train_on_worker
 
     job = Job(
+        name=notes.name,
         arguments=arguments,
+        out=str(out.absolute()),
         folder=str(Path.cwd()),
         environment={"OMP_NUM_THREADS": str(cluster.cpus), **cluster.env},
         gpus=cluster.gpus,
@@ -128,15 +130,17 @@ def _trainer(cluster: Cluster, arguments: list[str], notes: Path, office: Any) -
 
 
 @contextlib.contextmanager
-def _notes(storage: Path) -> Iterator[Path]:
+def _notes(storage: Path | None, out: Path) -> Iterator[Path]:
     """A folder of this job's own for Ray Train, which tells nothing once the job has ended."""
-    notes = storage.absolute() / f"twofold-{uuid.uuid4().hex[:12]}"
+    folder = (storage or out.parent / ".ray").absolute()
+    notes = folder / f"twofold-{uuid.uuid4().hex[:12]}"
     try:
         yield notes
     finally:
         shutil.rmtree(notes, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another job's are in it
-            storage.rmdir()
+        if storage is None:  # a folder that the user gave is the user's
+            with contextlib.suppress(OSError):  # another job's are in it
+                folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -171,18 +175,14 @@ def _connected(cluster: Cluster) -> Iterator[None]:
 def _prepare(address: str | None) -> None:
     """A cluster that is started here is this job's alone, whatever else is on the machine; one that
     runs must answer.
-
-    Ray listens on all interfaces, unless this switch, whose name speaks of other systems, is off:
-    then on the loopback address alone (a test looks). Its token shuts out other users of the
-    machine. What the user has set stays.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
-    host, _, port = (address or "localhost").partition(":")
+        shut_out_others()
+        return
+    host, _, port = address.partition(":")
     if host in ("localhost", "127.0.0.1"):
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        listen_on_loopback()
     if port:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()

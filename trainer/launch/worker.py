@@ -7,13 +7,14 @@ trainer needs a main thread (signals), its own exit code, and a process group th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import ray
@@ -21,6 +22,8 @@ import ray.train
 from ray.train import collective
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
+
+from torchx_specs.ending import ending
 
 WRONG_INPUT = 2
 """Exit code of the trainer where trying again would be in vain."""
@@ -30,8 +33,12 @@ WRONG_INPUT = 2
 class Job:
     """What every worker of every attempt gets."""
 
+    name: str
+    """Of this job and no other: the trainer writes it to config.json with the run that it takes."""
     arguments: list[str]
     """Of ``twofold train``."""
+    out: str
+    """The run folder among them, absolute."""
     folder: str
     """Where the trainer is started, so that relative paths mean what they mean to the user."""
     environment: dict[str, str]
@@ -74,7 +81,7 @@ def train_on_worker(config: dict[str, Job]) -> None:
     if ray.get(job.office.is_refused.remote()):
         return
     rank = context.get_world_rank()
-    # a retry resumes: rank 0 decides for all, for another rank may have been killed before it asked
+    # rank 0 decides for all whether to resume: another may have been killed before it asked
     meeting = collective.broadcast_from_rank_zero(_call_meeting(job) if rank == 0 else {})
     process = _start(job, context, meeting)
     threads = [
@@ -98,10 +105,12 @@ def _call_meeting(job: Job) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind((address, 0))
         port = job.port or free.getsockname()[1]
+    resume = has_taken(Path(job.out), job.name)
+    ray.get(job.office.begin.remote(resume))
     return {
         "address": address,
         "port": port,
-        "resume": ray.get(job.office.begin.remote()),
+        "resume": resume,
         "local_world_size": ray.train.get_context().get_local_world_size(),
     }
 
@@ -110,6 +119,7 @@ def _start(job: Job, context: Any, meeting: dict[str, Any]) -> subprocess.Popen:
     arguments = resuming(job.arguments) if meeting["resume"] else job.arguments
     environment = {
         "PYTHONUNBUFFERED": "1",
+        "TWOFOLD_JOB": job.name,
         "RANK": context.get_world_rank(),
         "WORLD_SIZE": context.get_world_size(),
         "LOCAL_RANK": context.get_local_rank(),
@@ -132,8 +142,21 @@ def _start(job: Job, context: Any, meeting: dict[str, Any]) -> subprocess.Popen:
     )
 
 
+def has_taken(run: Path, job: str) -> bool:
+    """Is the run in this folder the job's own, taken by an attempt before?
+
+    Else an attempt is what the user asked for, word by word: a run of another job is replaced or
+    refused as on the first attempt.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("job") == job
+
+
 def resuming(arguments: list[str]) -> list[str]:
-    """The command line of an attempt after the first."""
+    """The command line of an attempt that goes on with what one before it has begun."""
     kept = [word for word in arguments if word not in ("--replace", "--resume")]
     return [*kept, "--resume"]
 
@@ -142,14 +165,3 @@ def _forward(stream: IO[str], name: str, office: Any) -> None:
     """Until the trainer closes it."""
     for line in stream:
         ray.get(office.tell.remote(name, line))
-
-
-def ending(code: int) -> str:
-    """How a process ended, by its exit code.
-
-    >>> ending(-9)
-    'was ended by SIGKILL'
-    """
-    if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"failed with exit code {code}"

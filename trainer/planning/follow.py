@@ -1,4 +1,4 @@
-"""Training by a given plan: read before the process group is there, checked against the model."""
+"""Training by a given plan: read within the process group, checked against the model."""
 
 from __future__ import annotations
 
