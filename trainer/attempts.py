@@ -12,6 +12,7 @@ not).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -62,10 +63,16 @@ class Attempts:
             os.pwrite(self._file, b"%020d\n" % step, 0)
 
     def end(self, how: How) -> None:
-        """The attempt ended, in the step of the last ``at``; nothing if none was begun."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """The attempt ended, in the step of the last ``at``; nothing if none was begun.
+
+        Where it cannot be written, as on a full disk, the next attempt takes this one for killed:
+        what ended it is what the user has to know.
+        """
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):
+            os.close(file)
             self._append("end", step=self._step(), how=how)
             self._place.unlink(missing_ok=True)
 
@@ -101,8 +108,11 @@ class Attempts:
     def _append(self, kind: str, **facts: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record = {"kind": kind, "attempt": self._number, "at": now, **facts}
+        text = self._log.read_text() if self._log.exists() else ""
         with self._log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            # a line that a kill cut stays alone
+            torn = text and not text.endswith("\n")
+            file.write("\n" * bool(torn) + json.dumps(record) + "\n")
 
     def _step(self) -> int:
         try:

@@ -36,8 +36,8 @@ class StepProfile:
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around training step ``number``; steps count from 1 and over epochs."""
-        if number == self.first:
-            self._begin()
+        if self._trace is None and self.first <= number <= self.last:
+            self._begin()  # at the first of them, or where a resumed run comes into the range
         yield
         self._taken += self._trace is not None
         if number == self.last:

@@ -72,13 +72,15 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is in use by another job. Wait for it, or give another --out."
             ) from error
-        if self.started and replace:
-            self._clear()
-        elif self.started:
-            self._check_same_run(config, resume)
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise InputError(f"{self.path} is not empty and holds no run. Give another --out.")
-        self.write("config.json", config)
+        with disk_errors(self.path, "Make room and start again."):
+            if self.started and replace:
+                self._clear()
+            elif self.started:
+                self._check_same_run(config, resume)
+            # .lock, and what a kill left of a file that was being written
+            elif not all(entry.name.startswith(".") for entry in self.path.iterdir()):
+                raise InputError(f"{self.path} is not empty and holds no run. Give another --out.")
+            self.write("config.json", config)
 
     def _check_same_run(self, config: dict[str, Any], resume: bool) -> None:
         if not resume:
@@ -130,7 +132,8 @@ class RunFolder:
         if self._made:
             shutil.rmtree(self.path, ignore_errors=True)
         elif self.started:
-            self._clear()
+            with contextlib.suppress(OSError):  # what went wrong before is what counts
+                self._clear()
 
     def _clear(self) -> None:
         """Deletes what a run writes, and nothing else that may lie there."""

@@ -52,6 +52,8 @@ class RunStatus:
     checkpoint_step: int | None = None
     checkpoint_age: float | None = None
     """Seconds."""
+    checkpoints: str | None = None
+    """URL of the checkpoints, of which step and age are not known then; None: in the folder."""
     best_step: int | None = None
     """Of the checkpoint with the best validation AUC."""
     seconds_left: float | None = None
@@ -103,6 +105,7 @@ def read_status(run: Path) -> RunStatus:
         validation=evaluated,
         checkpoint_step=position.get("step"),
         checkpoint_age=_age(run / "checkpoints" / "last" / "position.json"),
+        checkpoints=config.get("checkpoints"),
         best_step=position.get("best_step"),
         test_auc=summary.get("auc") if done else None,
     )

@@ -76,6 +76,8 @@ def _speed(status: RunStatus) -> str:
 
 
 def _checkpoint(status: RunStatus) -> str:
+    if status.checkpoints:
+        return f"at {status.checkpoints}"
     if status.checkpoint_step is None:
         return "none yet"
     text = f"of step {formats.count(status.checkpoint_step)}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -111,6 +112,9 @@ class Trainer:
             return summary
         except BaseException as error:
             self.checkpoints.close()
+            if self.profile:
+                with suppress(OSError):  # `error` is what the user has to know
+                    self.profile.close()
             ending = self._ended_by(error, resume)
             if ending is error:
                 raise
@@ -125,6 +129,9 @@ class Trainer:
         config = describe_run(self.name, self.experiment, self.store)
         if url := self.checkpoints.storage.url:
             config["checkpoints"] = url
+        if job := os.environ.get("TWOFOLD_JOB"):  # its later attempts know their run by it
+            config["job"] = job
+        self.checkpoints.check_place(resumed=resume and self.folder.started)
         if url and self.checkpoints and not (resume or replace or self.folder.started):
             raise InputError(
                 f"{url} holds checkpoints already. Give another --checkpoints, continue their run "
@@ -136,7 +143,7 @@ class Trainer:
 
     def _ended_by(self, error: BaseException, resume: bool) -> BaseException:
         """Writes down how the run ended; returns what to raise for it."""
-        saved = bool(self.checkpoints)
+        saved = self.checkpoints.kept()
         how = how_it_ended(error)
         if how == "preempted" and saved and not isinstance(error, Preempted):
             error = Preempted("Told to end. --resume goes on from the last checkpoint.")
@@ -154,7 +161,8 @@ class Trainer:
 
     def _start(self, resume: bool, display: Display) -> None:
         on_first_rank(self.ranks, self._refuse_repeated_crash)
-        if resume and self.checkpoints:
+        # as rank 0 sees it: on a network drive others may see what was there before
+        if resume and any_rank(self.ranks.first and bool(self.checkpoints), self.ranks.device):
             self._resume(display)
         elif resume:
             display.print(f"No checkpoint at {self.folder.path}; starting over.")
@@ -231,6 +239,8 @@ class Trainer:
                     if self._stopped_early():
                         display.print("Validation AUC has stopped rising: early stop.")
                         break
+            if self._all_end(told_to_end, True):  # in the last evaluation
+                self._preempt()
 
         self._write_gradients(gradients)
         if self.profile:
@@ -263,10 +273,14 @@ class Trainer:
             self._save(("last",))
         self.checkpoints.check()
         if ends:
-            self.checkpoints.wait()
-            raise Preempted(
-                f"Told to end: saved after step {self.position.step}. --resume goes on from there."
-            )
+            self._preempt()
+
+    def _preempt(self) -> NoReturn:
+        """After a save."""
+        self.checkpoints.wait()
+        raise Preempted(
+            f"Told to end: saved after step {self.position.step}. --resume goes on from there."
+        )
 
     def _all_end(self, told_to_end: threading.Event, logs: bool) -> bool:
         """Has a rank been told to end? Several ranks ask each other where they talk anyway."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -28,9 +29,11 @@ from data.loader import RequestLoader
 from data.store import EventStore
 from sharding.plan import PlanError, ShardingConfig, ShardingKind
 from trainer.checkpoint import Checkpoints, Link, Position
+from trainer.checkpoint.safe_reading import SafePlanner
 from trainer.experiment import Experiment
 from trainer.planning.follow import read_plan
 from trainer.processes import Ranks, quiet_dependencies
+from trainer.run_folder import read_config
 from trainer.state import TrainState, build_state, train_step
 
 
@@ -44,7 +47,7 @@ class Case:
     plan: Path | None = None
 
     def __str__(self) -> str:
-        return str(self.plan or self.kind or "as the run")
+        return self.plan.name if self.plan else self.kind or "as the run"
 
 
 @dataclass(kw_only=True)
@@ -52,7 +55,8 @@ class Finding:
     """What came of it, over all ranks."""
 
     tables: float = 0.0
-    """Largest difference of a number of a table, or of a dense parameter."""
+    """Largest difference of a number of a table, or of a dense parameter; infinite where one of
+    the two is NaN."""
     optimizers: float = 0.0
     """Of a number of an optimizer's state."""
     numbers: int = 0
@@ -80,9 +84,11 @@ def verify_checkpoint(
 
 
 def loss_difference(finding: Finding, first: Finding) -> float:
-    """The largest, in parts of the loss itself."""
+    """The largest, in parts of the loss itself; NaN where a loss is."""
     pairs = zip(finding.losses, first.losses, strict=True)
-    return max((abs(loss - other) / max(abs(other), 1e-12) for loss, other in pairs), default=0.0)
+    # not Python's max, which passes over NaN
+    relative = [abs(loss - other) / max(abs(other), 1e-12) for loss, other in pairs]
+    return float(np.max(relative, initial=0.0))
 
 
 def _on_ranks(
@@ -136,7 +142,9 @@ def _examine(
     if case.kind:
         kinds = ShardingConfig(kinds=(case.kind,), memory_gib=experiment.sharding.memory_gib)
         experiment = experiment.changed(sharding=kinds)
-    given = read_plan(case.plan, ranks.world_size) if case.plan else None
+    given = None
+    if case.plan:
+        given = read_plan(case.plan, ranks, read_config(run)["experiment"], experiment)
     state = build_state(experiment, store, ranks, given)
     checkpoints = Checkpoints(run, ranks)
     position = checkpoints.load(state, link)
@@ -155,10 +163,14 @@ def _compare(state: TrainState, checkpoints: Checkpoints, link: Link) -> Finding
         for key, tensor in of_part.items():
             whole = torch.empty(tuple(tensor.size()), dtype=tensor.dtype)
             reader = checkpoints.storage.reader(name)
-            dcp.load({f"{prefix}{key}": whole}, storage_reader=reader, no_dist=True)
+            dcp.load(
+                {f"{prefix}{key}": whole},
+                storage_reader=reader,
+                planner=SafePlanner(),
+                no_dist=True,
+            )
             for held, there in _held(tensor, whole):
-                difference = float((held.double() - there.double()).abs().max())
-                differences[part] = max(differences[part], difference)
+                differences[part] = max(differences[part], _difference(held, there))
                 numbers += held.numel()
     found = torch.tensor([*differences.values()], dtype=torch.float64)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
@@ -166,6 +178,15 @@ def _compare(state: TrainState, checkpoints: Checkpoints, link: Link) -> Finding
     dist.all_reduce(counted)
     tables, optimizers = found.tolist()
     return Finding(tables=tables, optimizers=optimizers, numbers=int(counted))
+
+
+def _difference(held: Tensor, there: Tensor) -> float:
+    """The largest of a number; infinite where one of the two alone is not finite. No NaN, over
+    which maxima of Python and of gloo pass.
+    """
+    same = (held == there) | (held.isnan() & there.isnan())
+    apart = (held.double() - there.double()).abs().masked_fill(same, 0.0)
+    return float(apart.nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 
 def _slots(optimizer: dict) -> dict[str, Tensor]:

@@ -67,6 +67,10 @@ def complaints(file: str) -> list[str]:
         elif isinstance(node, ast.Call):
             if name == "torch.load" and flag(node, "weights_only") is not True:
                 found.append("torch.load without weights_only=True")
+            if "dcp.load" in (name, *map(ast.unparse, node.args)) and "SafePlanner()" not in (
+                ast.unparse(k.value) for k in node.keywords
+            ):
+                found.append("dcp.load without SafePlanner")
             if last in ("load", "memmap") and flag(node, "allow_pickle"):
                 found.append("allow_pickle")
             if flag(node, "shell"):
@@ -93,6 +97,9 @@ def test_the_scan_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.Mon
         ("torch.load(f, weights_only=True)", 0),
         ("np.load(f, allow_pickle=True)", 1),
         ("np.load(f)", 0),
+        ("dcp.load(a, storage_reader=b)", 1),
+        ("wrapped(dcp.load, a, storage_reader=b)", 1),
+        ("wrapped(dcp.load, a, planner=SafePlanner())", 0),
         ("subprocess.run(x, shell=True)", 1),
         ("subprocess.run([x])", 0),
         ("dist.all_gather_object(a, b)", 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -28,11 +29,13 @@ from tests.trainer.small_runs import (
     stop_at,
     train,
 )
+from trainer import train as training
 from trainer.checkpoint import Checkpoints, Position
 from trainer.checkpoint.digests import _Recorded
 from trainer.checkpoint.snapshot import on_host
 from trainer.checkpoint.storage import Storage
 from trainer.reliability import Reliability
+from trainer.run_folder import read_config, read_experiment
 
 
 def halved(file: Path) -> None:
@@ -114,16 +117,32 @@ def test_where_no_checkpoint_is_intact_each_is_named(
         assert words in str(error.value)
 
 
-def test_a_damaged_best_checkpoint_is_forgotten(store: Path, tmp_path: Path) -> None:
-    class State:
-        def to_save(self, *, replica: bool) -> dict[str, Any]:
-            return {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {}}}
+class State:
+    """Of one weight."""
 
-        to_load = lambda self, saved: self.to_save(replica=False)  # noqa: E731
+    def to_save(self, *, replica: bool) -> dict[str, Any]:
+        return {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {}}}
 
-        def loaded(self, state: Any) -> None:
-            pass
+    def to_load(self, saved: Any) -> dict[str, Any]:
+        return self.to_save(replica=False)
 
+    def loaded(self, state: Any) -> None:
+        pass
+
+
+def test_a_kill_between_the_two_links_leaves_no_stale_best(tmp_path: Path) -> None:
+    def save_and_resume(rank: int, world_size: int) -> str:
+        checkpoints = Checkpoints(tmp_path, ranks_of(rank, world_size))
+        checkpoints.save(State(), Position(step=1, best_step=1), ("last", "best"))
+        checkpoints.save(State(), Position(step=2, best_step=2), ("last",))  # killed before best
+        checkpoints.wait()
+        checkpoints.resume(State())
+        return (tmp_path / "checkpoints" / "best").resolve().name
+
+    assert run_ranks(save_and_resume, 2) == ["step-00000002"] * 2
+
+
+def test_the_last_stands_in_for_a_damaged_best_checkpoint(tmp_path: Path) -> None:
     def save_and_resume(rank: int, world_size: int) -> tuple[list[str], Position]:
         checkpoints = Checkpoints(tmp_path, ranks_of(rank, world_size))
         checkpoints.save(State(), Position(step=1, best_step=1, best_auc=0.9), ("last", "best"))
@@ -135,7 +154,45 @@ def test_a_damaged_best_checkpoint_is_forgotten(store: Path, tmp_path: Path) -> 
 
     notes, position = run_ranks(save_and_resume, 1)[0]
     assert "step-00000001, the best so far, is damaged: .metadata has another SHA-256" in notes[0]
-    assert (position.step, position.best_step, position.best_auc) == (2, 0, None)
+    assert (position.step, position.best_step, position.best_auc) == (2, 2, None)
+    assert (tmp_path / "checkpoints" / "best").resolve().name == "step-00000002"
+
+
+def test_a_finished_run_whose_best_checkpoint_is_damaged_goes_on_to_its_end(
+    overfitted: Path, store: Path, tmp_path: Path
+) -> None:
+    run = copy(overfitted, tmp_path / "run")
+    flipped((run / "checkpoints" / "best").resolve() / ".metadata")
+    last = read(run / "checkpoints" / "last", "position.json")["step"]
+    experiment = read_experiment(read_config(run)).changed(epochs=1)
+    train(store, run, 2, experiment, resume=True)
+    assert read(run, "summary.json")["best_step"] >= last
+
+
+@pytest.mark.parametrize("failing", ["point", "discard"])
+def test_what_fails_after_a_checkpoint_is_published_leaves_it(
+    failing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def save(rank: int, world_size: int) -> list[str]:
+        there = Reliability(checkpoints=f"file://{tmp_path / 'far'}", keep_checkpoints=1)
+        checkpoints = Checkpoints(tmp_path, ranks_of(rank, world_size), there)
+        checkpoints.save(State(), Position(step=1, best_step=2), ("last",))
+        checkpoints.wait()
+        genuine = getattr(Storage, failing)
+
+        def fail(self: Storage, name: str, *rest: str) -> None:
+            if failing == "point" or name == "step-00000001":
+                raise ConnectionError("the service is away")
+            genuine(self, name, *rest)
+
+        setattr(Storage, failing, fail)
+        checkpoints.save(State(), Position(step=2, best_step=2), ("last",))
+        with pytest.raises(InputError) if failing == "point" else contextlib.nullcontext():
+            checkpoints.wait()
+        return checkpoints.storage.names()
+
+    assert run_ranks(save, 1)[0] == ["step-00000001", "step-00000002"]
+    assert ("could not be removed: the service" in capfd.readouterr().err) is (failing == "discard")
 
 
 def test_each_kept_checkpoint_keeps_its_best(tmp_path: Path) -> None:
@@ -203,6 +260,55 @@ def test_another_runs_checkpoints_are_not_written_over(store: Path, tmp_path: Pa
     with pytest.raises(RankError, match="holds checkpoints already"):
         train(store, tmp_path / "two", 1, reliability=there)
     assert not (tmp_path / "two").exists()
+
+
+def test_a_run_is_not_resumed_at_another_url_as_if_it_had_no_checkpoints(
+    finished: MakeRun, store: Path, tmp_path: Path
+) -> None:
+    run = copy(finished(1), tmp_path / "run")
+    there = Reliability(checkpoints=f"file://{tmp_path / 'far'}")
+    with pytest.raises(RankError, match=r"has its checkpoints in .*run/checkpoints, not in file:"):
+        train(store, run, 1, reliability=there, resume=True)
+    assert "checkpoints" not in read(run, "config.json")
+
+
+def test_a_storage_that_does_not_answer_is_told_of_before_training(
+    store: Path, tmp_path: Path
+) -> None:
+    def denied() -> None:
+        def entries(self: Storage) -> list[str]:
+            raise PermissionError("403 Forbidden")
+
+        Storage.entries = entries
+
+    there = Reliability(checkpoints=f"file://{tmp_path / 'far'}")
+    with pytest.raises(RankError, match="cannot be read: 403 Forbidden") as error:
+        train(store, tmp_path / "run", 1, reliability=there, before=denied)
+    assert "InputError" in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match="no URL with a password") as error:
+        Storage("ftp://me:secret@host/folder")
+    assert "secret" not in str(error.value)
+
+
+def test_the_storage_that_failed_does_not_hide_what_failed(store: Path, tmp_path: Path) -> None:
+    def away() -> None:
+        def target(self: Storage, link: str) -> None:
+            raise ConnectionError("the service is away")
+
+        def step(*_: Any) -> None:
+            Storage.target = target
+            raise InputError("told by the step")
+
+        training.train_step = step
+
+    there = Reliability(checkpoints=f"file://{tmp_path / 'far'}")
+    with pytest.raises(RankError, match="told by the step") as error:
+        train(store, tmp_path / "run", 1, reliability=there, before=away)
+    assert "InputError" in str(error.value).splitlines()[-1]
 
 
 @pytest.mark.parametrize("url", ["nowhere://x", "s3", "/folder"])

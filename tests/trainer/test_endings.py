@@ -21,7 +21,9 @@ from tests.ranks import RankError, run_ranks
 from tests.trainer.command_lines import TINY, Job
 from tests.trainer.conftest import MakeRun
 from tests.trainer.small_runs import (
+    EVALUATIONS,
     EXPERIMENT,
+    STEPS,
     metrics_lines,
     ranks_of,
     read,
@@ -58,6 +60,25 @@ def test_sigterm_saves_where_training_stands(
     train(store, tmp_path, world_size, resume=True)
     assert metrics_lines(tmp_path) == metrics_lines(finished(world_size))
     assert ends(tmp_path) == [("preempted", step), ("finished", 16)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_sigterm_in_the_last_evaluation_ends_before_the_test(
+    world_size: int, store: Path, tmp_path: Path
+) -> None:
+    def patch() -> None:
+        genuine, count = training.predict, itertools.count(1)
+
+        def predict(*arguments: Any, **options: Any) -> Any:
+            if next(count) == len(EVALUATIONS) and dist.get_rank() == world_size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return genuine(*arguments, **options)
+
+        training.predict = predict
+
+    with pytest.raises(RankError, match="Told to end: saved after step 16"):
+        train(store, tmp_path, world_size, before=patch)
+    assert ends(tmp_path) == [("preempted", STEPS)]
 
 
 def test_a_rank_that_loses_another_says_so_and_ends(store: Path, tmp_path: Path) -> None:
@@ -173,6 +194,27 @@ def test_crashes_count_in_a_row_and_at_one_step(tmp_path: Path) -> None:
             attempts.end(how)
         attempts = Attempts(tmp_path)
     assert attempts.crashes() == (3, 2)
+
+
+def test_a_line_after_one_that_a_kill_cut_is_not_lost(tmp_path: Path) -> None:
+    Attempts(tmp_path).begin(0, 1)
+    with (tmp_path / "attempts.jsonl").open("a") as file:
+        file.write('{"kind": "end", "att')
+    Attempts(tmp_path).begin(5, 1)
+    _, _, end, begin = (tmp_path / "attempts.jsonl").read_text().splitlines()
+    assert (json.loads(end)["how"], json.loads(begin)["step"]) == ("killed", 5)
+
+
+def test_an_end_that_cannot_be_written_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    attempts = Attempts(tmp_path)
+    attempts.begin(0, 1)
+    monkeypatch.setattr(attempts, "_append", full)
+    attempts.end("refused")
 
 
 def test_a_crash_before_the_first_checkpoint_is_remembered_where_runs_are_resumed(

@@ -42,6 +42,14 @@ def test_steps_of_the_range_are_traced_and_no_others(tmp_path: Path) -> None:
     assert profile.close() == f"Trace of 2 steps: {file}"
 
 
+def test_a_resumed_run_that_comes_into_the_range_is_traced_from_there(tmp_path: Path) -> None:
+    profile = StepProfile("2:4", tmp_path, ALONE)
+    for number in (3, 4, 5):
+        with profile.step(number):
+            torch.ones(3).mul(2)
+    assert "Trace of 2 steps" in profile.close()
+
+
 def test_training_that_ends_within_the_range_leaves_what_there_was(tmp_path: Path) -> None:
     profile = StepProfile("1:9", tmp_path, ALONE)
     with profile.step(1):

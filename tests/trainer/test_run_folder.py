@@ -78,6 +78,25 @@ def test_a_folder_with_foreign_files_is_refused(config: dict[str, Any], tmp_path
     assert files(tmp_path) == {"thesis.tex"}
 
 
+def test_what_a_kill_left_of_a_file_does_not_bar_the_folder(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / ".config.json").write_text('{"experi')
+    claim(tmp_path, config)
+    assert read_config(tmp_path) == config
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_of(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "write", full)
+    with pytest.raises(InputError, match=r"No space left.*Make room and start again"):
+        claim(tmp_path / "run", config)
+
+
 def test_replace_deletes_the_run_and_nothing_else(config: dict[str, Any], tmp_path: Path) -> None:
     old = claim(tmp_path / "run", config)
     old.append({"step": 1})

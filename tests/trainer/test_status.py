@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from data.errors import InputError
 from tests.trainer.command_lines import TINY, Job
@@ -18,6 +19,7 @@ from tests.trainer.conftest import MakeRun
 from tests.trainer.small_runs import EVALUATIONS, STEPS, metrics_lines, read
 from trainer import cli
 from trainer.status import in_use, read_status, read_sweep
+from trainer.status_tables import status_table
 
 NOW = 1_700_000_000
 CONFIG = {
@@ -117,6 +119,16 @@ def test_a_run_whose_job_is_gone_is_stopped_and_a_tested_one_done(run: Path) -> 
     )  # fmt: skip
     write(run / "summary.json", {"steps": 20, "auc": 0.8}, age=1)
     assert (read_status(run).state, read_status(run).test_auc) == ("done", 0.8)
+
+
+def test_checkpoints_elsewhere_are_told_of(run: Path) -> None:
+    write(run / "config.json", CONFIG | {"checkpoints": "s3://bucket/mine"}, age=100)
+    status = read_status(run)
+    assert status.checkpoints == "s3://bucket/mine"
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(status_table(status))
+    assert "at s3://bucket/mine" in shown.get()
 
 
 def test_asking_takes_the_lock_from_nobody(run: Path) -> None:

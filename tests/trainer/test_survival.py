@@ -85,7 +85,19 @@ def attempts(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("world_size", "kills"),
     [
-        (1, ["step 2", "write 40", "manifest 2", "evaluation 1", "publish 2", "link 2", "prune 3"]),
+        (
+            1,
+            [
+                "step 2",
+                "link 3",
+                "write 40",
+                "manifest 2",
+                "evaluation 1",
+                "publish 2",
+                "link 4",  # two are of --resume
+                "prune 3",
+            ],
+        ),
         (2, ["step 5 of rank 1", "write 40 of rank 1", "publish 2", "evaluation 1 of rank 1"]),
     ],
 )

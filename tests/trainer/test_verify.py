@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.store import EventStore
+from sharding.catalogue import load_nodes, parse_cluster
 from sharding.plan import ShardingConfig
 from tests.ranks import run_ranks
 from tests.trainer.conftest import MakeRun
@@ -15,6 +18,8 @@ from tests.trainer.small_runs import EXPERIMENT, IN_FOREGROUND, ranks_of
 from trainer import cli
 from trainer.checkpoint import Checkpoints, Position
 from trainer.experiment import FieldWidths
+from trainer.planning.log import Log
+from trainer.planning.report import make_report
 from trainer.state import build_state
 from trainer.verify import Case, Finding, differs, loss_difference, verify_checkpoint
 
@@ -83,8 +88,9 @@ def test_column_shards_of_a_row_wise_optimizer_are_refused_elsewhere(
     assert "--tables.kind adagrad" in other.refused
 
 
+@pytest.mark.parametrize(("added", "told"), [(0.125, 0.125), (math.nan, math.inf)])
 def test_one_wrong_number_of_one_rank_is_found(
-    finished: MakeRun, store: Path, monkeypatch: pytest.MonkeyPatch
+    added: float, told: float, finished: MakeRun, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = Checkpoints.load
 
@@ -92,14 +98,14 @@ def test_one_wrong_number_of_one_rank_is_found(
         position = genuine(self, state, link)
         if self.ranks.rank == 1:
             name = next(name for name in state.model.state_dict() if "attention_item" in name)
-            state.model.state_dict()[name].local_shards()[0].tensor[-1, -1] += 0.125
+            state.model.state_dict()[name].local_shards()[0].tensor[-1, -1] += added
         return position
 
     monkeypatch.setattr(Checkpoints, "load", load)
     (finding,) = verify_checkpoint(
         finished(1), EXPERIMENT, store, "last", [Case(world_size=2, kind="row_wise")], 0
     )
-    assert finding.tables == pytest.approx(0.125, rel=1e-5)
+    assert finding.tables == pytest.approx(told, rel=1e-5)
     assert differs(finding, finding, 0.5)
 
 
@@ -119,3 +125,20 @@ def test_the_command_prints_a_table_and_ends_with_what_it_found(
     assert "same" in out
     assert cli.run([*line, "--world", "0"]) == 2
     assert "--world takes world sizes" in capsys.readouterr().err
+
+
+def test_a_plan_is_loaded_at_the_world_size_that_it_is_for(
+    finished: MakeRun, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Log.of_store(EventStore.open(store))
+    clusters = [parse_cluster("2x1xCPU-SPR", load_nodes())]
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(make_report("small", EXPERIMENT, log, clusters, prices={})))
+    line = ["verify-checkpoint", str(finished(1)), "--data", str(store), "--plan", str(plan)]
+    assert cli.run([*line, "--steps", "1"]) == 0
+    (row,) = [row for row in capsys.readouterr().out.splitlines() if "plan.json" in row]
+    assert (row.split()[0], row.split()[-1]) == ("2", "same")
+    assert cli.run([*line, "--world", "1", "--steps", "1"]) == 1
+    assert "but this job has 1" in " ".join(capsys.readouterr().out.split())
+    assert cli.run([*line, "--kinds", "row_wise"]) == 2
+    assert "give it or --kinds, not both" in capsys.readouterr().err

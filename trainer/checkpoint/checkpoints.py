@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import datetime
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +41,9 @@ from trainer.state import TrainState
 Link = Literal["last", "best"]
 FORMAT = 2
 """Of checkpoints; 1 had no manifest."""
+WRITE_TIMEOUT = datetime.timedelta(hours=2)
+"""For which a rank waits for what another writes: longer than for a step, since the storage may be
+slow. A rank that dies is noticed at once, and by training."""
 
 
 class Checkpoints:
@@ -54,13 +58,45 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def exists(self, link: Link) -> bool:
-        """Is there a complete one of this name?"""
-        return self.storage.target(link) is not None
-
     def __bool__(self) -> bool:
         """Is there a complete one at all?"""
         return bool(self.storage.target("last") or self.storage.names())
+
+    def kept(self) -> bool:
+        """Is there a complete one, or does the storage not say? For the way out of a failure, which
+        may be the storage's.
+        """
+        try:
+            return bool(self)
+        except Exception:
+            return True
+
+    def check_place(self, *, resumed: bool) -> None:
+        """Before anything is trained; on rank 0.
+
+        Args:
+            resumed: the folder holds a run that is to go on.
+
+        Raises:
+            InputError: the storage does not say what it holds, or the run that is resumed has its
+                checkpoints elsewhere: it would start over.
+        """
+        try:
+            self.storage.entries()
+        except Exception as error:  # each kind of URL has its own
+            raise InputError(
+                f"{self.storage} cannot be read: {_reason(error)}. Check the address and the "
+                "rights of its access keys, or give another --checkpoints."
+            ) from error
+        if not resumed:
+            return
+        before = Checkpoints(self.run, self.ranks)
+        if str(before.storage) != str(self.storage) and before.kept():
+            raise InputError(
+                f"The run at {self.run} has its checkpoints in {before.storage}, not in "
+                f"{self.storage}. Leave out --checkpoints to go on with them; move them there to "
+                "go on there; or start over with --replace."
+            )
 
     def save(self, state: TrainState, position: Position, links: tuple[Link, ...]) -> None:
         """Writes a checkpoint and then, at once, lets ``links`` point to it; prunes the others.
@@ -75,8 +111,7 @@ class Checkpoints:
         self.wait()
         if self._group is None:
             # its own: what a thread says to other ranks must not mix with what training says
-            timeout = datetime.timedelta(seconds=self.settings.peer_timeout)
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
+            self._group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT)
         position = copy.deepcopy(position)
         # at the step of a renewal the copy of the keys is what the tables are
         replica = position.renewed_at != position.step
@@ -112,9 +147,11 @@ class Checkpoints:
             InputError: no such checkpoint, damaged, or of another model.
         """
         self.wait()
-        name = self.storage.target(link)
-        if name is None:
+        target = self.storage.target(link) if self.ranks.first else None
+        names = gather_lines([target] if target else [], self.ranks.device)
+        if not names:
             raise InputError(f"{self.storage} has no checkpoint called {link}.")
+        (name,) = names
         if damage := self.damage(name):
             raise InputError(
                 f"The checkpoint {self.storage}/{name} is damaged: {damage}. "
@@ -139,13 +176,14 @@ class Checkpoints:
             position = self._load(state, name)
             best = name_of(position.best_step) if position.best_step else None
             if best and best != name and (damage := self.damage(best)):
-                notes.append(f"Checkpoint {best}, the best so far, is damaged: {damage}. It is "
-                             "forgotten: the next evaluation is the best.")  # fmt: skip
-                position.best_auc, position.best_step = None, 0
-                position.evaluations_since_best, best = 0, None
+                notes.append(f"Checkpoint {best}, the best so far, is damaged: {damage}. {name} "
+                             "stands in for it until the next evaluation.")  # fmt: skip
+                position.best_auc, position.best_step = None, position.step
+                position.evaluations_since_best, best = 0, name
             if notes:
                 notes.append(f"Going on from {name}.")
-                on_first_rank(self.ranks, lambda n=name, b=best: self._point(last=n, best=b))
+            # always: a kill may have come between the two
+            on_first_rank(self.ranks, lambda n=name, b=best: self._point(last=n, best=b))
             return position, notes
         raise InputError(
             f"No checkpoint of {self.storage} is intact. {' '.join(notes)} Restore one from a "
@@ -165,7 +203,8 @@ class Checkpoints:
         found = []
         with _told(found):
             files = self._manifest(name)
-            for file in sorted(files)[self.ranks.rank :: self.ranks.world_size]:
+            largest_first = sorted(files, key=lambda file: (-files[file].bytes, file))
+            for file in largest_first[self.ranks.rank :: self.ranks.world_size]:
                 if wrong := self._wrong(name, file, files[file]):
                     found.append(wrong)
         return "; ".join(sorted({*gather_lines(found, self.ranks.device)}))
@@ -192,10 +231,12 @@ class Checkpoints:
 
     def _newest_first(self) -> list[str]:
         """Checkpoints up to the last one, as rank 0 sees them."""
-        last, names = self.storage.target("last"), self.storage.names()[::-1]
-        if last:
-            names = [name for name in names if name <= last] or [last]
-        return gather_lines(names if self.ranks.first else [], self.ranks.device)
+        names = []
+        if self.ranks.first:
+            last, names = self.storage.target("last"), self.storage.names()[::-1]
+            if last:
+                names = [name for name in names if name <= last] or [last]
+        return gather_lines(names, self.ranks.device)
 
     def _load(self, state: TrainState, name: str) -> Position:
         where = f"{self.storage}/{name}"
@@ -251,13 +292,20 @@ class Checkpoints:
             self.storage.write(name, POSITION, text)
             self.storage.write(name, MANIFEST, json.dumps(manifest, indent=2).encode())
             self.storage.publish(name)
-            self._point(**dict.fromkeys(links, name))
+        self._point(**dict.fromkeys(links, name))
+        try:
             self._prune(name)
+        except Exception as error:  # each kind of URL has its own
+            print(
+                f"Note: older checkpoints in {self.storage} could not be removed: {error}",
+                file=sys.stderr,
+            )
 
     def _point(self, **links: str | None) -> None:
-        for link, name in links.items():
-            if name:
-                self.storage.point(link, name)
+        with self._storage_errors():
+            for link, name in links.items():
+                if name:
+                    self.storage.point(link, name)
 
     def _prune(self, current: str) -> None:
         """Leaves the newest and, of each, the best one until then: resuming from any of them needs

@@ -23,6 +23,7 @@ from trainer.checkpoint.safe_reading import SafeReader, SafeUrlReader
 
 POSITION, MANIFEST = "position.json", "manifest.json"
 _NAME = re.compile(r"step-\d{8,}")
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 def name_of(step: int) -> str:
@@ -35,9 +36,17 @@ class Storage:
 
     _marker = MANIFEST
     """File that a complete checkpoint has."""
+    _begun = ""
+    """Name of the checkpoint that is not published yet."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        if _PASSWORD.search(url):
+            raise InputError(
+                "--checkpoints takes no URL with a password in it, which config.json would tell. "
+                "Give it where the package of this kind of URL looks for it: in the environment "
+                "or in fsspec's configuration."
+            )
         try:
             fs, self._root = url_to_fs(self.url)
         except (ValueError, ImportError) as error:
@@ -61,6 +70,7 @@ class Storage:
     def begin(self, name: str) -> None:
         """Makes room for a checkpoint."""
         self.discard(self._unpublished(name))
+        self._begun = name
 
     def write(self, name: str, file: str, content: bytes) -> None:
         """Adds a small file to a checkpoint that was begun."""
@@ -68,10 +78,12 @@ class Storage:
 
     def publish(self, name: str) -> None:
         """Lets a checkpoint be seen that was begun; the one of that name before is gone."""
+        self._begun = ""
 
     def abort(self, name: str) -> None:
-        """Removes what was begun."""
-        self.discard(self._unpublished(name))
+        """Removes what was begun and not published."""
+        if self._begun == name:
+            self.discard(self._unpublished(name))
 
     def names(self) -> list[str]:
         """Complete checkpoints, oldest first."""
@@ -170,6 +182,7 @@ class Folder(Storage):
         """Lets a checkpoint be seen that was begun; the one of that name before is gone."""
         self.discard(name)
         (self.path / self._unpublished(name)).rename(self.path / name)
+        super().publish(name)
 
     def discard(self, name: str) -> None:
         """Removes a checkpoint, or what there is of it."""

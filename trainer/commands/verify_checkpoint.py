@@ -15,6 +15,7 @@ from sharding.plan import ShardingKind
 from trainer.checkpoint import Link
 from trainer.commands.parsing import parse
 from trainer.evaluate import open_store_of
+from trainer.planning.report import read_report
 from trainer.run_folder import read_config, read_experiment
 from trainer.verify import Case, Finding, differs, loss_difference, verify_checkpoint
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 def _command(
     run: Annotated[Path, tyro.conf.Positional],
     data: Path,
-    world: Annotated[str, tyro.conf.arg(metavar="N,N,...")] = "1,2,4",
+    world: Annotated[str | None, tyro.conf.arg(metavar="N,N,...")] = None,
     kinds: tuple[ShardingKind, ...] = (),
     plan: Path | None = None,
     checkpoint: Link = "last",
@@ -45,9 +46,10 @@ def _command(
     Args:
         run: Run folder.
         data: The event store that the run was trained on.
-        world: World sizes, e.g. 1,2,4.
+        world: World sizes, e.g. 1,2,4, which is the default; with --plan those of the plan are.
         kinds: Sharding types that all tables are given, one after the other; none: as the run.
-        plan: A plan.json to load it under, at the world size that it is for.
+            Not with --plan, which names them.
+        plan: A plan.json to load it under, at the world sizes that it is for.
         checkpoint: best: highest validation AUC; last: the newest.
         steps: Steps to train from there.
         tolerance: Of their losses, in parts of the first one's.
@@ -57,10 +59,12 @@ def _command(
             f"--steps must not be negative and --tolerance lie from 0 up and below 1; got {steps} "
             f"and {tolerance}."
         )
+    if plan and kinds:
+        raise InputError("--plan says how each table is sharded: give it or --kinds, not both.")
     config = read_config(run)
     experiment = read_experiment(config)
     open_store_of(run, config, data)
-    worlds = _world_sizes(world)
+    worlds = _world_sizes(world) if world else _of_plan(plan) if plan else [1, 2, 4]
     if plan:
         cases = [Case(world_size=size, plan=plan) for size in worlds]
     else:
@@ -80,6 +84,10 @@ def _world_sizes(text: str) -> list[int]:
     if not sizes or min(sizes) < 1 or max(sizes) > 64:
         raise InputError(f"--world takes world sizes from 1 to 64, such as 1,2,4; got {text!r}.")
     return sizes
+
+
+def _of_plan(plan: Path) -> list[int]:
+    return sorted({found["world_size"] for found in read_report(plan)["plans"]})
 
 
 def _print(
