@@ -83,7 +83,8 @@ def test_of_two_jobs_for_one_folder_one_is_refused_and_one_trains(
         assert sorted(job.codes for job in ended) == [[0], [2]], ended
         [refused] = [job for job in ended if job.codes == [2]]
         assert refused.err.count("twofold: ") == 1
-        assert "is in use by another job" in refused.err
+        # the other one may have ended by then
+        assert "is in use by another job" in refused.err or "holds a run already" in refused.err
         assert outcome(run) == uninterrupted(1)
 
 

@@ -82,7 +82,8 @@ class Checkpoints:
                 checkpoints elsewhere: it would start over.
         """
         try:
-            self.storage.entries()
+            if self.storage.url:  # of a local folder the run's own is what says so
+                self.storage.entries()
         except Exception as error:  # each kind of URL has its own
             raise InputError(
                 f"{self.storage} cannot be read: {_reason(error)}. Check the address and the "
