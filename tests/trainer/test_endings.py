@@ -208,13 +208,19 @@ def test_a_line_after_one_that_a_kill_cut_is_not_lost(tmp_path: Path) -> None:
 def test_an_end_that_cannot_be_written_hides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
+    tried = []
+
+    def full(*words: Any, **_: Any) -> None:
+        tried.append(words)
         raise OSError(28, "No space left on device")
 
     attempts = Attempts(tmp_path)
     attempts.begin(0, 1)
+    before = (tmp_path / "attempts.jsonl").read_text()
     monkeypatch.setattr(attempts, "_append", full)
     attempts.end("refused")
+    assert len(tried) == 1
+    assert (tmp_path / "attempts.jsonl").read_text() == before
 
 
 def test_a_crash_before_the_first_checkpoint_is_remembered_where_runs_are_resumed(

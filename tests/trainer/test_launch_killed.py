@@ -51,3 +51,5 @@ def test_ranks_end_with_a_torchrun_that_is_killed(store: Path, tmp_path: Path) -
         wait_until(lambda: len(ranks_of(run)) == 2, log)
         job.kill()
         wait_until(lambda: not ranks_of(run), log)
+        assert job.wait() == -signal.SIGKILL  # torchrun itself could not end them
+        assert not (run / "summary.json").exists()
