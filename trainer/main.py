@@ -2,10 +2,11 @@
 
 import os
 
-from trainer.cli import main
 from trainer.launch.process import end_with_launcher
 
 if __name__ == "__main__":
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
         end_with_launcher()
+    from trainer.cli import main
+
     main()

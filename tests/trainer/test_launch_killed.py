@@ -43,12 +43,17 @@ def test_a_torchx_job_with_a_killed_worker_gives_the_same_results(
 
 
 @pytest.mark.soak
-def test_ranks_end_with_a_torchrun_that_is_killed(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_ranks_end_with_a_torchrun_that_is_killed(
+    training: bool, store: Path, tmp_path: Path
+) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     words = ["torchrun", "--nproc-per-node", 2, "-m", "trainer.main", "train"]
     job = start(*words, "dare", "--data", store, "--out", run, *ENDLESS, log=log)
     with running(job, signal.SIGKILL):
         wait_until(lambda: len(ranks_of(run)) == 2, log)
+        if training:
+            wait_until(has_checkpoint(run), log)
         job.kill()
         wait_until(lambda: not ranks_of(run), log)
         assert job.wait() == -signal.SIGKILL  # torchrun itself could not end them

@@ -8,25 +8,40 @@ import os
 import signal
 import threading
 import time
-
-from trainer.cli import main
+from pathlib import Path
 
 POLL = 0.5
 """Seconds between two looks for the launcher."""
 
 
 def end_with_launcher() -> None:
-    """From now on this process is killed as soon as its parent is gone."""
+    """From now on this process is killed as soon as its parent is gone, and at once if it is.
+
+    To be called before what takes long to import: who has lost its parent before cannot tell, but
+    where the first process of the machine has adopted it.
+    """
     launcher = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while os.getppid() == launcher and not _adopted(launcher):
             time.sleep(POLL)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _adopted(parent: int) -> bool:
+    """Is it the first process, and no Python such as a launcher that is alone in a container?"""
+    if parent != 1:
+        return False
+    try:
+        return Path("/proc/1/exe").readlink() != Path("/proc/self/exe").readlink()
+    except OSError:  # another system, or no right to look
+        return False
+
+
 if __name__ == "__main__":
     end_with_launcher()
+    from trainer.cli import main
+
     main()
