@@ -27,7 +27,7 @@ from data.build import StoreBuilder
 from data.errors import InputError
 from data.flat import FlatBuilder, scan
 from data.flat_source import FlatSource
-from data.ray_safety import shut_out_others
+from data.ray_safety import find_cluster, shut_out_others
 from data.scatter import assign_buckets, scatter
 from data.source import Source
 from data.store import StoreInfo
@@ -124,6 +124,8 @@ def _build_log_on_ray(
     """As ``_build_log``, byte for byte."""
     if address is None:
         shut_out_others()
+    else:
+        address = find_cluster(address)
     from data import ray_engine  # takes seconds, which the local engine need not wait
 
     _check_sides(source)

@@ -38,6 +38,7 @@ import ray.exceptions
 import data
 from data.build import BuiltPartitions, StoreBuilder
 from data.errors import InputError
+from data.ray_safety import no_entry
 from data.scatter import (
     LogNames,
     ScatteredLog,
@@ -106,11 +107,11 @@ def cluster(address: str | None) -> Iterator[None]:
     connected to is used as it is.
 
     Args:
-        address: "auto", HOST:PORT or ray://HOST:PORT; None for this machine alone, where
-            ``data.ray_safety`` has to be asked before this module is imported.
+        address: HOST:PORT or ray://HOST:PORT; None for this machine alone. ``data.ray_safety``
+            has to be asked for either before this module is imported.
 
     Raises:
-        InputError: no cluster answers.
+        InputError: the cluster does not take this process.
     """
     if ray.is_initialized():
         yield
@@ -122,27 +123,14 @@ def cluster(address: str | None) -> Iterator[None]:
         # nodes have the libraries, and this package from here
         options |= {"address": address, "runtime_env": {"py_modules": [_package()]}}
     try:
-        _knock(address)
         with _own_signals():
             ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"No Ray cluster answers at --address {address or 'of this machine'} ({error}). Give "
-            "auto on one of its nodes, HOST:PORT or ray://HOST:PORT, or leave it out to use this "
-            "machine alone."
-        ) from error
+        raise no_entry(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()  # ends what still runs, before its folder is removed
-
-
-def _knock(address: str | None) -> None:
-    """Raises OSError where nothing listens: Ray would try for minutes. ValueError: no address."""
-    if address in (None, "auto"):
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _survey(source: Source, bars: Progress) -> None:

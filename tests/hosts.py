@@ -14,6 +14,9 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+CONNECTED, LISTENING = "01", "0A"
+"""States of a socket in /proc/net."""
+
 
 @dataclass(frozen=True)
 class Host:
@@ -30,6 +33,19 @@ class Host:
     def connect(self, on: bool) -> None:
         """Plugs the wire in, or pulls it: what is sent then is lost, and nobody is told."""
         _ip("-n", self.name, "link", "set", self.interface, "up" if on else "down")
+
+    def limit_ports(self, ports: range) -> None:
+        """Ports that the kernel gives to those who do not ask for one."""
+        limits = f"net.ipv4.ip_local_port_range={ports[0]} {ports[-1]}"
+        subprocess.run(self.command("sysctl", "-qw", limits), check=True, capture_output=True)
+
+    def ports(self) -> set[int]:
+        """At which processes of this host listen or are connected."""
+        tables = [f"/proc/net/{protocol}" for protocol in ("tcp", "tcp6")]
+        done = subprocess.run(self.command("cat", *tables), check=True, capture_output=True)
+        sockets = [line.split() for line in done.stdout.decode().splitlines() if ":" in line]
+        used = {CONNECTED, LISTENING}
+        return {int(words[1].rpartition(":")[2], 16) for words in sockets if words[3] in used}
 
 
 @contextlib.contextmanager

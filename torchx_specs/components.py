@@ -18,6 +18,10 @@ TRAINING = {
     # kills them, by default after 30
     "PET_SHUTDOWN_TIMEOUT": "600",
 }
+SEVERAL_NODES = {
+    # what the ranks of one attempt wrote into a shared store would keep the next one's waiting
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
 
 
 def train(
@@ -65,13 +69,15 @@ def train(
             "(and from the beginning where there is none): add --resume behind the experiment, or "
             "leave max_retries and max_restarts at 0."
         )
+    alone = j.rpartition("x")[0] in ("", "1")
+    environment = TRAINING | ({} if alone else SEVERAL_NODES)
     return _one_process_per_device(
         ["train", *script_args],
         j=j,
         resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
         name=name,
         image=image,
-        env=TRAINING | {"PET_MAX_RESTARTS": str(max_restarts)} | (env or {}),
+        env=environment | {"PET_MAX_RESTARTS": str(max_restarts)} | (env or {}),
         max_retries=max_retries,
         rdzv_port=rdzv_port,
         rdzv_backend=rdzv_backend,

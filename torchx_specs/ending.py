@@ -1,4 +1,4 @@
-"""How the process of a rank ended, in words."""
+"""How a process ended, in words."""
 
 import signal
 
@@ -11,9 +11,13 @@ def ending(code: int) -> str:
     """
     if code >= 0:
         return f"failed with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:  # a real-time signal has no name
-        name = f"signal {-code}"
     memory = " (often: out of memory)" if -code == signal.SIGKILL else ""
-    return f"was ended by {name}{memory}"
+    return f"was ended by {signal_name(-code)}{memory}"
+
+
+def signal_name(number: int) -> str:
+    """SIGSEGV for 11."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"

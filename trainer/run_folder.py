@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -49,13 +49,21 @@ class RunFolder:
         """Has a run begun here?"""
         return (self.path / "config.json").exists()
 
-    def claim(self, config: dict[str, Any], *, resume: bool, replace: bool) -> None:
+    def claim(
+        self,
+        config: dict[str, Any],
+        *,
+        resume: bool,
+        replace: bool,
+        clear_elsewhere: Callable[[], None] = lambda: None,
+    ) -> None:
         """Takes the folder for this job until it ends.
 
         Args:
             config: what config.json will hold.
             resume: a run there is continued.
             replace: a run there is deleted.
+            clear_elsewhere: deletes what a run that is replaced has outside of the folder.
 
         Raises:
             InputError: it is in use, holds a run that is not to be resumed, or another one.
@@ -73,14 +81,19 @@ class RunFolder:
                 f"{self.path} is in use by another job. Wait for it, or give another --out."
             ) from error
         with disk_errors(self.path, "Make room and start again."):
-            if self.started and replace:
-                self._clear()
-            elif self.started:
+            if self.started and not replace:
                 self._check_same_run(config, resume)
-            # .lock, and what a kill left of a file that was being written
-            elif not all(entry.name.startswith(".") for entry in self.path.iterdir()):
+            elif not self.started and self._has_files():
                 raise InputError(f"{self.path} is not empty and holds no run. Give another --out.")
+            if replace:
+                # before config.json is the new run's: with it --resume takes what is elsewhere
+                clear_elsewhere()
+                self._clear()
             self.write("config.json", config)
+
+    def _has_files(self) -> bool:
+        """Others than .lock and what a kill left of a file that was being written."""
+        return not all(entry.name.startswith(".") for entry in self.path.iterdir())
 
     def _check_same_run(self, config: dict[str, Any], resume: bool) -> None:
         if not resume:
@@ -89,7 +102,7 @@ class RunFolder:
                 "or start over with --replace."
             )
         before = read_config(self.path)
-        old, new = _leaves(resolved(before)), _leaves(config["config"])
+        old, new = leaves(resolved(before)), leaves(config["config"])
         changed = [
             f"{key}: {old.get(key)} -> {new.get(key)}"
             for key in sorted(old.keys() | new.keys())
@@ -258,10 +271,10 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     return TypeAdapter(Experiment).dump_python(read_experiment(config), mode="json")
 
 
-def _leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"model": {"top_k": 20}}`` -> ``{"model.top_k": 20}``."""
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in content.items():
         name = f"{prefix}{key}"
-        leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return leaves
+        found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found

@@ -137,9 +137,9 @@ class Trainer:
                 f"{url} holds checkpoints already. Give another --checkpoints, continue their run "
                 "with --resume, or delete them with --replace."
             )
-        self.folder.claim(config, resume=resume, replace=replace)
-        if replace:
-            self.checkpoints.clear()
+        self.folder.claim(
+            config, resume=resume, replace=replace, clear_elsewhere=self.checkpoints.clear
+        )
 
     def _ended_by(self, error: BaseException, resume: bool) -> BaseException:
         """Writes down how the run ended; returns what to raise for it."""

@@ -17,6 +17,8 @@ from data.prepare import prepare
 from data.sources.synthetic import Synthetic
 from data.sources.teacher import Teacher
 from data.store import EventStore
+from tests.trainer.launching import running, start
+from tests.trainer.ray_head import running_head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # Ray takes its time on busy cores
 ROOT = Path(__file__).parents[2]
@@ -66,6 +68,33 @@ def test_every_file_of_other_sources_is_the_same(tmp_path: Path, shared_data: Pa
         check_same(tmp_path, name, partitions)
     if (tmp_path / "taobao-local").exists():  # the log is here
         check_same(tmp_path, "taobao", 2)
+
+
+@pytest.mark.soak
+def test_on_a_cluster_that_runs_every_file_is_the_same(tmp_path: Path) -> None:
+    options = ["--users", "300", "--events-per-user", "100", "--items", "500", "--partitions", "3"]
+    prepared = ["twofold", "prepare", "synthetic", *options]
+    log = tmp_path / "log"
+    with running_head(tmp_path / "head") as head:
+        ways = {
+            "local": [],
+            "ray": ["--engine", "ray", "--address", head.address],
+            "auto": ["--engine", "ray", "--address", "auto"],
+        }
+        environment = head.environment | {"RAY_ADDRESS": head.address}  # what auto stands for
+        # the clients find out by themselves that it is on the loopback address
+        del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
+        for way, words in ways.items():
+            process = start(
+                *prepared, *words, "--out", tmp_path / f"store-{way}", log=log, **environment
+            )
+            with running(process, signal.SIGINT):
+                assert process.wait(timeout=150) == 0, log.read_text()
+        assert head.process.poll() is None  # a client does not end the cluster
+    check_same(tmp_path, "store", 3)
+    (tmp_path / "store-auto").rename(tmp_path / "again-ray")
+    (tmp_path / "store-local").rename(tmp_path / "again-local")
+    check_same(tmp_path, "again", 3)
 
 
 def test_an_error_of_a_task_is_one_message_and_leaves_nothing(

@@ -35,6 +35,7 @@ def test_one_node_meets_on_the_loopback_address() -> None:
     role = role_of(train(j="1x2"))
     assert "--rdzv_endpoint localhost:0" in role.args[1]
     assert role.env["PET_LOCAL_ADDR"] == "localhost"
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in role.env
 
 
 def test_several_nodes_meet_on_the_first() -> None:
@@ -43,6 +44,7 @@ def test_several_nodes_meet_on_the_first() -> None:
     assert "${rank0_env}" in role.args[1]
     assert ":29700" in role.args[1]
     assert "PET_LOCAL_ADDR" not in role.env
+    assert role.env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
 @pytest.mark.parametrize(

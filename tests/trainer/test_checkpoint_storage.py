@@ -35,7 +35,7 @@ from trainer.checkpoint.digests import _Recorded
 from trainer.checkpoint.snapshot import on_host
 from trainer.checkpoint.storage import Storage
 from trainer.reliability import Reliability
-from trainer.run_folder import read_config, read_experiment
+from trainer.run_folder import RunFolder, read_config, read_experiment
 
 
 def halved(file: Path) -> None:
@@ -156,6 +156,28 @@ def test_the_last_stands_in_for_a_damaged_best_checkpoint(tmp_path: Path) -> Non
     assert "step-00000001, the best so far, is damaged: .metadata has another SHA-256" in notes[0]
     assert (position.step, position.best_step, position.best_auc) == (2, 2, None)
     assert (tmp_path / "checkpoints" / "best").resolve().name == "step-00000002"
+
+
+def test_a_kill_while_a_run_is_replaced_leaves_its_checkpoints_to_no_other(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "far" / "step-00000002"
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text("{}")
+    there = Reliability(checkpoints=f"file://{tmp_path / 'far'}")
+    trainer = training.Trainer(
+        "small", EXPERIMENT, store, tmp_path / "run", ranks_of(0, 1), reliability=there
+    )
+    assert trainer.checkpoints
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write", killed)  # config.json, by which --resume knows a run
+    with pytest.raises(KeyboardInterrupt):
+        trainer._claim(resume=False, replace=True)
+    assert not trainer.folder.started
+    assert not trainer.checkpoints
 
 
 def test_a_finished_run_whose_best_checkpoint_is_damaged_goes_on_to_its_end(

@@ -30,7 +30,7 @@ TRAINING = ("--", "dare", "--data", "store", "--out", "run")
         (["ray", "--retries", "-1", *TRAINING], "--retries must be 0 or more, got -1"),
         (["ray", "--port", "70000", *TRAINING], "--port must be from 0"),
         (["ray", "--address", "ray://a:1", *TRAINING], "auto or HOST:PORT of a head, got ray://"),
-        (["ray", "--address", "127.0.0.1:1", *TRAINING], "No Ray cluster answers at 127.0.0.1:1"),
+        (["ray", "--address", "127.0.0.1:1", *TRAINING], "answers at --address 127.0.0.1:1 (["),
     ],
 )
 def test_a_wrong_command_line_is_told_before_ray_is_started(

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import secrets
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,7 +14,6 @@ from tests.trainer.command_lines import Job
 from tests.trainer.launching import (
     ENDLESS,
     LONG,
-    REPOSITORY,
     family,
     has_checkpoint,
     listening_beyond_loopback,
@@ -31,74 +23,13 @@ from tests.trainer.launching import (
     start,
     wait_until,
 )
-
-COMPONENT = "torchx_specs/components.py:train"
-
-
-@dataclass
-class Head:
-    """A running one."""
-
-    process: subprocess.Popen
-    address: str
-    dashboard: str
-    environment: dict[str, str]
-    log: Path
-
-    def torchx(self, *words: object) -> str:
-        """Runs a command of TorchX and returns what it prints."""
-        ended = subprocess.run(
-            [str(Path(sys.executable).parent / "torchx"), *map(str, words)],
-            cwd=REPOSITORY,
-            env=os.environ | self.environment | {"RAY_ADDRESS": f"http://{self.dashboard}"},
-            capture_output=True,
-            text=True,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    def submit(self, *line: object) -> str:
-        """``torchx run`` of a training of two nodes with a rank each; its handle."""
-        options = ["-j", "2x1", "--cpu", 1, "--rdzv_port", free_port(), "--"]
-        run = ["run", "-s", "ray", "-cfg", f"dashboard_address={self.dashboard}"]
-        return self.torchx(*run, COMPONENT, *options, *line).strip()
-
-    def state(self, handle: str) -> str:
-        """As ``torchx status`` has it."""
-        return re.search(r"State: (\w+)", self.torchx("status", handle))[1]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+from tests.trainer.ray_head import Head, running_head
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    environment = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback alone, see docs/clusters.md
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    port, dashboard = free_port(), free_port()
-    log = tmp_path_factory.mktemp("head") / "log"
-    # short: Ray's sockets lie in it, and a socket's path has 107 characters
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        words = ["ray", "start", "--head", "--block", "--num-cpus", 4, "--port", port]
-        words += ["--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard]
-        process = start(*words, "--temp-dir", folder, log=log, **environment)
-        with running(process, signal.SIGTERM):
-            wait_until(lambda: answers(dashboard), log)
-            yield Head(process, f"127.0.0.1:{port}", f"127.0.0.1:{dashboard}", environment, log)
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", port)).close()
-        return True
-    return False
+    with running_head(tmp_path_factory.mktemp("head") / "log") as head:
+        yield head
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +96,23 @@ def test_a_ray_job_with_a_killed_worker_gives_the_same_results(
     assert "step     48  validation AUC" in told
     assert outcome(run) == expected
     assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.soak
+def test_a_ray_job_that_dies_before_it_takes_the_folder_replaces_the_run_on_its_next_attempt(
+    head: Head, store: Path, tmp_path: Path, expected: tuple
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    run.mkdir()
+    (run / "config.json").write_text('{"job": "another"}')
+    job = launch(head, log, "dare", "--data", store, "--out", run, *LONG, "--replace")
+    with running(job, signal.SIGINT):
+        wait_until(lambda: ranks_of(run), log)
+        os.kill(ranks_of(run)[0], signal.SIGKILL)  # it has to import all it needs first
+        assert job.wait(timeout=280) == 0, log.read_text()
+    assert "twofold: Attempt 2 of 3: starts from the beginning." in log.read_text()
+    assert '"another"' not in (run / "config.json").read_text()
+    assert outcome(run) == expected
 
 
 @pytest.mark.soak

@@ -16,9 +16,10 @@ import dataclasses
 import datetime
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ from trainer.checkpoint.position import Position
 from trainer.checkpoint.safe_reading import SafePlanner
 from trainer.checkpoint.snapshot import on_host
 from trainer.checkpoint.storage import MANIFEST, POSITION, Folder, Storage, name_of
-from trainer.processes import Ranks, gather_lines, on_first_rank
+from trainer.processes import Ranks, any_rank, gather_lines, on_first_rank
 from trainer.reliability import Reliability
 from trainer.run_folder import checkpoint_url, disk_errors
 from trainer.state import TrainState
@@ -42,8 +43,10 @@ Link = Literal["last", "best"]
 FORMAT = 2
 """Of checkpoints; 1 had no manifest."""
 WRITE_TIMEOUT = datetime.timedelta(hours=2)
-"""For which a rank waits for what another writes: longer than for a step, since the storage may be
-slow. A rank that dies is noticed at once, and by training."""
+"""For which a write waits for another rank's part: longer than for a step, since the storage may be
+slow. A rank that is lost meanwhile is noticed by training, and by those who wait for the write."""
+POLL = 1.0
+"""Seconds after which ranks that wait for a write ask each other whether all are still there."""
 
 
 class Checkpoints:
@@ -55,8 +58,7 @@ class Checkpoints:
         url = self.settings.checkpoints or checkpoint_url(run)
         self.storage = Storage(url) if url else Folder(run / "checkpoints")
         self._group: dist.ProcessGroup | None = None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: futures.Future[None] | None = None
 
     def __bool__(self) -> bool:
         """Is there a complete one at all?"""
@@ -118,28 +120,43 @@ class Checkpoints:
         replica = position.renewed_at != position.step
         with _quiet():
             content = state.to_save(replica=replica)
-            if not self.settings.checkpoint_in_background:
-                self._write(content, position, links)
-                return
-            content = on_host(content)
-        self._writing = self._writer.submit(self._write, content, position, links)
+            if self.settings.checkpoint_in_background:
+                content = on_host(content)
+        self._writing = _in_thread(self._write, content, position, links)
+        if not self.settings.checkpoint_in_background:
+            self.wait()
 
     def check(self) -> None:
         """Raises what went wrong with a write that has ended; does not wait for one."""
-        if self._writing and self._writing.done():
-            self.wait()
+        self._still_writes(0)
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what went wrong."""
+        """Until no rank writes any more; collective, raises what went wrong.
+
+        Ranks ask each other again and again meanwhile, so that one whose host is cut off, which
+        says nothing, is noticed within ``peer_timeout``, however long a write may take.
+        """
+        while any_rank(self._still_writes(POLL), self.ranks.device):
+            pass
+
+    def _still_writes(self, seconds: float) -> bool:
+        """Does this rank, after so long a wait at most? Raises what went wrong with the write."""
+        if self._writing is None:
+            return False
+        if futures.wait([self._writing], seconds).not_done:
+            return True
         writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
+        writing.result()
+        return False
 
     def close(self) -> None:
-        """Waits for what is being written, whatever comes of it."""
-        with contextlib.suppress(Exception):
-            self.wait()
-        self._writer.shutdown()
+        """Waits for what is being written, whatever comes of it: where it may wait for a rank that
+        is lost, for ``peer_timeout`` at most. What is given up then is as after a kill.
+        """
+        if self._writing:
+            several = self.ranks.world_size > 1
+            futures.wait([self._writing], self.settings.peer_timeout if several else None)
+        self._writing = None
 
     def load(self, state: TrainState, link: Link) -> Position:
         """Fills tables, dense parameters and optimizer states.
@@ -193,8 +210,9 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Removes all checkpoints; on rank 0."""
-        for name in self.storage.entries():
-            self.storage.discard(name)
+        with self._storage_errors():
+            for name in self.storage.entries():
+                self.storage.discard(name)
 
     def damage(self, name: str) -> str:
         """What is wrong with the files of a checkpoint; "" if nothing is. Collective.
@@ -352,6 +370,20 @@ def _told(found: list[str]) -> Iterator[None]:
         found.append(f"{MANIFEST} or {POSITION} cannot be read ({error})")
     except OSError as error:
         found.append(f"it cannot be read ({error})")
+
+
+def _in_thread(function: Callable[..., None], *args: Any) -> futures.Future[None]:
+    """Calls it beside us. A process that gives up an executor's thread could not end."""
+    future: futures.Future[None] = futures.Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="checkpoint", daemon=True).start()
+    return future
 
 
 @contextlib.contextmanager

@@ -10,12 +10,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torchx_specs.ending import signal_name
 
 PROBE_TIMEOUT = 180  # seconds: a first import from a cold disk can take a minute
 
@@ -134,14 +135,6 @@ def describe_ending(returncode: int, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     how = f"ended by {signal_name(-returncode)}" if returncode < 0 else f"exit code {returncode}"
     return f"{how}: {lines[-1]}" if lines else how
-
-
-def signal_name(number: int) -> str:
-    """SIGSEGV for 11."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def read_probe(stdout: str, ending: str) -> Probe:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import sys
 import threading
 import uuid
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from data.ray_safety import listen_on_loopback, shut_out_others
+from data.ray_safety import find_cluster, no_entry, shut_out_others
 
 POLL = 0.2
 """Seconds between two looks at what the workers say."""
@@ -66,14 +65,14 @@ def train(cluster: Cluster, arguments: list[str], out: Path) -> int:
     Raises:
         InputError: no cluster at the address, or too small a machine.
     """
-    _prepare(cluster.address)  # before Ray is imported, which reads the environment then
+    address = _find(cluster.address)  # before Ray is imported, which reads the environment then
     import ray
     from ray.train import TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from trainer.launch.office import Office
 
-    with _connected(cluster):
+    with _connected(cluster, address):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         office = (
             ray.remote(num_cpus=0)(Office)
@@ -144,8 +143,8 @@ def _notes(storage: Path | None, out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _connected(cluster: Cluster) -> Iterator[None]:
-    """To a cluster that runs, or to one that is started here and ends with this."""
+def _connected(cluster: Cluster, address: str | None) -> Iterator[None]:
+    """To the cluster at ``address``, or to one that is started here and ends with this."""
     import ray
 
     code = Path(__file__).parents[2]
@@ -155,16 +154,16 @@ def _connected(cluster: Cluster) -> Iterator[None]:
         "log_to_driver": False,  # the workers' words come through the office, in order
         "logging_level": "ERROR",
     }
-    if not cluster.address:
+    if not address:
         options |= {
             "num_cpus": cluster.workers * cluster.cpus,
             "include_dashboard": cluster.dashboard,
             "dashboard_host": "127.0.0.1",
         }
     try:
-        ray.init(cluster.address or "local", **options)
-    except ConnectionError as error:
-        raise _no_cluster(cluster.address) from error
+        ray.init(address or "local", **options)
+    except (OSError, RuntimeError) as error:
+        raise no_entry(address, error) from error
     try:
         _check_room(cluster, ray.cluster_resources())
         yield
@@ -172,29 +171,15 @@ def _connected(cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
-def _prepare(address: str | None) -> None:
+def _find(address: str | None) -> str | None:
     """A cluster that is started here is this job's alone, whatever else is on the machine; one that
     runs must answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not address:
-        shut_out_others()
-        return
-    host, _, port = address.partition(":")
-    if host in ("localhost", "127.0.0.1"):
-        listen_on_loopback()
-    if port:
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:  # Ray would try for minutes
-            raise _no_cluster(address) from error
-
-
-def _no_cluster(address: str | None) -> InputError:
-    return InputError(
-        f"No Ray cluster answers at {address}. Give --address HOST:PORT as `ray start --head` "
-        "printed it, auto on a machine of the cluster, or none to start one here."
-    )
+    if address:
+        return find_cluster(address)
+    shut_out_others()
+    return None
 
 
 def _check_room(cluster: Cluster, there: dict[str, float]) -> None:

@@ -12,6 +12,7 @@ from sharding.proposals import CACHED
 from trainer import formats
 from trainer.planning.predict import MEMORY, TIME, Json
 from trainer.planning.tables import cost, fullest, short, simple_table
+from trainer.run_folder import leaves
 from trainer.tables import rank_list
 
 SAME = "the same"
@@ -119,12 +120,3 @@ def _told(entry: Mapping[str, Any] | None, world_size: int) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
-
-
-def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"model": {"top_k": 20}}`` -> ``{"model.top_k": 20}``."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        found |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found

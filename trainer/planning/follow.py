@@ -11,9 +11,9 @@ from typing import Any
 
 from data.errors import InputError
 from trainer.experiment import Experiment
-from trainer.planning.compare import leaves
 from trainer.planning.report import plan_for, read_report
 from trainer.processes import Ranks
+from trainer.run_folder import leaves
 
 PLANNED = (
     "model", "fields", "history_length", "time_gap", "requests_per_batch", "replica_steps",

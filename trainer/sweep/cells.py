@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import fnmatch
 import functools
 import json
@@ -23,6 +22,7 @@ from trainer.experiment import Experiment
 from trainer.experiments import EXPERIMENTS
 from trainer.provenance import commit
 from trainer.run_folder import read_config, resolved
+from trainer.status import in_use
 from trainer.sweep.rows import Row, SweepTable
 
 StateName = Literal["done", "running", "begun", "missing", "other"]
@@ -232,7 +232,7 @@ def state_of(cell: Cell) -> State:
     """How far a cell is, read from its run folder."""
     folder = cell.folder
     if not (folder / "config.json").exists():
-        return State("running" if _in_use(folder) else "missing")
+        return State("running" if in_use(folder) else "missing")
     try:
         config = read_config(folder)
         there = {"experiment": config["experiment"], "config": cell.resolved(config)}
@@ -251,22 +251,10 @@ def state_of(cell: Cell) -> State:
         notes = (f"commit: {config.get('commit')} -> {now}",)
     if cell.complete():
         return State("done", notes=notes)
-    return State("running" if _in_use(folder) else "begun", notes=notes)
+    return State("running" if in_use(folder) else "begun", notes=notes)
 
 
 _commit = functools.cache(commit)
-
-
-def _in_use(folder: Path) -> bool:
-    """Does a job hold the folder's lock (trainer/run_folder.py)?"""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:

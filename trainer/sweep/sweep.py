@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from torchx_specs.ending import signal_name
 from trainer import formats
 from trainer.progress import Display
 from trainer.sweep.cells import Cell, State, chosen_labels, plan_cells, state_of
@@ -297,7 +298,7 @@ def _shown(state: State, most: int = 6) -> str:
 
 def _ending(attempt: Attempt) -> str:
     if attempt.exit_code is not None and attempt.exit_code < 0:
-        return f"signal {-attempt.exit_code}"
+        return signal_name(-attempt.exit_code)
     return f"exit code {attempt.exit_code}"
 
 

@@ -82,7 +82,7 @@ def test_a_killed_cell_fails_alone_and_is_continued(
     out = tmp_path / "sweep"
     ended = begin(tmp_path, *sweep(store, out), before=kill_in_second_cell).end()
     assert ended.codes == [1]
-    assert f"{CELLS[1]} failed with signal 9; the end of {out}/logs/" in ended.err
+    assert f"{CELLS[1]} failed with SIGKILL; the end of {out}/logs/" in ended.err
     assert "1 cell failed" in ended.err
     assert [row["row"] for row in lines(out / "results.csv")] == ["wide", "wide", "narrow"]
     assert f"Failed cells, left out: {CELLS[1]}" in (out / "table.md").read_text()
