@@ -50,6 +50,13 @@ class Node:
     """Share of ``memory_gbs`` that torch's own operations reach in search, attention and heads."""
     overhead_ms: float
     """Of a step, for what is neither bytes nor products."""
+    all_to_all_ms: float
+    """Of an all-to-all that carries next to nothing, between the devices of a node: what is sent
+    takes its time beside."""
+    all_reduce_ms: float
+    """Of an all-reduce, likewise."""
+    hop_ms: float
+    """More of either each time that the number of nodes doubles."""
     source: str
     """Where the numbers are from."""
 
@@ -114,6 +121,14 @@ class Cluster:
         share.
         """
         return 2 * self.exchange_seconds(size)
+
+    def call_seconds(self, all_to_all: float, all_reduce: float) -> float:
+        """Of so many collectives, however little they carry."""
+        if self.world_size == 1:
+            return 0.0
+        node, hops = self.node, math.log2(self.nodes)
+        within = all_to_all * node.all_to_all_ms + all_reduce * node.all_reduce_ms
+        return (within + (all_to_all + all_reduce) * hops * node.hop_ms) / 1e3
 
 
 def cluster_of_job(

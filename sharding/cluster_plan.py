@@ -29,6 +29,7 @@ from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import ShardingPlan
 
 from sharding.catalogue import Device, cluster_of_job
+from sharding.collectives import calls_of_tables
 from sharding.costs import FLOAT_BYTES, CostModel, Lookup, ShardCost, TableLoad
 from sharding.errors import PlanError
 from sharding.frequency import RowFrequency
@@ -165,7 +166,7 @@ def search_plan(
             estimator=_Estimator(costs),
         ),
         proposer=CutProposer(),
-        performance_model=_StepModel(cluster.world_size, beside),
+        performance_model=_StepModel(costs, beside),
         storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
         stats=[],
         debug=False,
@@ -396,16 +397,19 @@ class _Estimator(ShardEstimator):
 class _StepModel(PerfModel):
     """Milliseconds of the busiest rank, with a little added for tables that are cut."""
 
-    def __init__(self, world_size: int, beside: float) -> None:
-        self._world_size, self._beside = world_size, beside
+    def __init__(self, costs: CostModel, beside: float) -> None:
+        self._costs, self._beside = costs, beside
 
     def rate(self, plan: list[ShardingOption]) -> float:
-        milliseconds = [0.0] * self._world_size
+        cluster = self._costs.cluster
+        milliseconds = [0.0] * cluster.world_size
+        tables = ((option.path, option.name, option.sharding_type) for option in plan)
+        calls = calls_of_tables(tables, self._costs.loads, cluster).seconds(cluster)
         for option in plan:
             for shard in option.shards:
                 milliseconds[shard.rank] += shard.perf.total
         cut_share = sum(is_cut(option) for option in plan) / len(plan)
-        busiest = max(milliseconds) + 1e3 * self._beside
+        busiest = max(milliseconds) + 1e3 * (calls + self._beside)
         return busiest * (1 + CUT_MUST_GAIN * cut_share)
 
 

@@ -80,7 +80,8 @@ def _first(
 
 def _replicated(whole: _Choice, parted: _Choice, replicas: _Choice) -> list[_Choice]:
     """What to replicate: nothing; what takes all ranks together less time; also what takes less
-    than the rank that is busiest with it otherwise.
+    than the rank that is busiest with it otherwise; also all tables of a collection, so that its
+    lookups exchange nothing at all: of each collection, and of all.
     """
 
     def total(option: ShardingOption) -> float:
@@ -91,8 +92,19 @@ def _replicated(whole: _Choice, parted: _Choice, replicas: _Choice) -> list[_Cho
 
     cheaper = {k: o for k, o in replicas.items() if total(o) < min(map(total, others(k)))}
     sooner = {k: o for k, o in replicas.items() if _busiest(o) < min(map(_busiest, others(k)))}
+    sharded_paths = {path for path, _ in whole.keys() - replicas.keys()}
+    entire: dict[str, _Choice] = {}
+    for (path, name), option in replicas.items():
+        if path not in sharded_paths:
+            entire.setdefault(path, {})[path, name] = option
+    every = {key: option for choice in entire.values() for key, option in choice.items()}
     found: list[_Choice] = [{}]
-    for choice in (cheaper, cheaper | sooner):
+    for choice in (
+        cheaper,
+        cheaper | sooner,
+        *(cheaper | of for of in entire.values()),
+        cheaper | every,
+    ):
         if choice not in found:
             found.append(choice)
     return found

@@ -26,6 +26,9 @@ gather = 0.2
 update = 0.1
 stock = 0.2
 overhead_ms = 3
+all_to_all_ms = 0.5
+all_reduce_ms = 1
+hop_ms = 0.1
 source = "measured"
 """
 
@@ -103,3 +106,12 @@ def test_the_slower_link_decides_an_exchange() -> None:
     assert Cluster(2, 2, node).exchange_seconds(4e9) == pytest.approx(2.0)
     assert Cluster(1, 2, node).exchange_seconds(4e9) == pytest.approx(0.2)
     assert Cluster(1, 1, node).exchange_seconds(4e9) == 0
+
+
+def test_a_call_costs_its_latency_and_a_hop_for_each_doubling_of_the_nodes() -> None:
+    latencies = {"all_to_all_ms": 0.5, "all_reduce_ms": 1.0, "hop_ms": 0.25}
+    node = dataclasses.replace(NODES["H100-80"], **latencies)
+    assert Cluster(1, 8, node).call_seconds(2, 3) == pytest.approx(4e-3)
+    # 5 calls, each three times a quarter of a millisecond more
+    assert Cluster(8, 8, node).call_seconds(2, 3) == pytest.approx(7.75e-3)
+    assert Cluster(1, 1, node).call_seconds(2, 3) == 0

@@ -43,14 +43,16 @@ def ranker(sharing: str = "decoupled", items: int | None = None, **widths: int) 
     return LifelongRanker(config, chosen, torch.device("meta"))
 
 
-def plan(model: LifelongRanker, world_size: int, device: str = "cpu", **config: Any) -> dict:
-    """Table -> its entry of plan.json."""
+def plan(
+    model: LifelongRanker, world_size: int, device: str = "cpu", lookups: int = 1000, **config: Any
+) -> dict:
+    """Table -> its entry of plan.json; so many rows of each are looked up."""
     chosen = choose_plan(
         model,
         world_size=world_size,
         local_world_size=world_size,
         device_type=device,
-        lookups_per_rank=1000,
+        lookups_per_rank=lookups,
         config=ShardingConfig(**config),
     )
     described = describe_plan(model, chosen, world_size=world_size, optimizer="sgd")
@@ -113,7 +115,7 @@ def test_column_wise_cuts_a_wide_table_by_columns() -> None:
 
 
 def test_small_tables_are_replicated_where_that_is_cheaper_and_large_ones_are_not() -> None:
-    tables = plan(ranker(items=40_000_000), 2)
+    tables = plan(ranker(items=40_000_000), 2, lookups=10**7)
     assert {n for n, t in tables.items() if t["sharding_type"] == "data_parallel"} == {
         table for table in TABLES if "item" not in table
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
-from sharding.catalogue import Cluster, load_nodes
+from sharding.catalogue import Cluster, Node, load_nodes
 from sharding.cluster_plan import DoesNotFit, PlacedTable, placed, search_plan
 from sharding.costs import CostModel, Lookup, TableLoad
 from sharding.errors import PlanError
@@ -18,7 +19,9 @@ from sharding.frequency import RowFrequency
 from sharding.plan import ShardingConfig
 from sharding.proposals import CACHED, CutProposer
 
-NODE = load_nodes()["H100-80"]
+CALLS = {"all_to_all_ms": 1e-6, "all_reduce_ms": 1e-6, "hop_ms": 1e-6}
+NODE = dataclasses.replace(load_nodes()["H100-80"], **CALLS)
+"""Where collectives cost what they carry."""
 MB = 10**6
 
 
@@ -45,13 +48,14 @@ def planned(
     host: bool = False,
     config: dict[str, Any] | None = None,
     optimizer: str = "sgd",
+    node: Node = NODE,
     **rows: int,
 ) -> dict[str, PlacedTable]:
     loads = {
         name: TableLoad((Lookup((lookups or {}).get(name, 1.0)),), RowFrequency.uniform(count))
         for name, count in rows.items()
     }
-    costs = CostModel(Cluster(1, world_size, NODE), loads, optimizer)
+    costs = CostModel(Cluster(1, world_size, node), loads, optimizer)
     model, settings = tables(**rows), ShardingConfig(**config or {})
     plan = search_plan(model, costs, settings, free=free, beside=1e-3, host=host)
     return {table.name: table for table in placed(model, plan, costs)}
@@ -122,6 +126,22 @@ def test_a_table_is_replicated_where_its_gradient_is_less_than_its_rows(
     if kind == "data_parallel":
         assert [shard.size for shard in found["a"].shards] == [(1000, 16)] * 4
         assert found["a"].kernel == "dense"
+
+
+def test_where_calls_are_dear_all_tables_of_a_collection_are_replicated() -> None:
+    of = {"lookups": {"a": 1e5}, "a": 1000, "b": 10**5}  # b: a gradient of 6.4 MB for one row
+    dear = dataclasses.replace(NODE, all_to_all_ms=10.0)
+    assert {n: t.kind for n, t in planned(10**10, **of).items()} == {
+        "a": "data_parallel", "b": "table_wise",
+    }  # fmt: skip
+    assert {t.kind for t in planned(10**10, node=dear, **of).values()} == {"data_parallel"}
+
+
+def test_where_calls_are_dear_tables_of_a_collection_are_cut_alike() -> None:
+    of = {"config": {"kinds": ("table_wise", "row_wise")}, "big": 10**6, "small": 1000}
+    dear = dataclasses.replace(NODE, all_to_all_ms=10.0)
+    kinds = [planned(30 * MB, node=node, **of)["small"].kind for node in (NODE, dear)]
+    assert kinds == ["table_wise", "row_wise"]
 
 
 def test_a_large_table_is_replicated_only_where_that_is_asked_for() -> None:

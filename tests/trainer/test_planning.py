@@ -14,7 +14,7 @@ import pytest
 from data.errors import InputError
 from data.loader import RequestLoader
 from data.store import EventStore
-from sharding.catalogue import BUILT_IN, load_nodes, parse_cluster
+from sharding.catalogue import BUILT_IN, Cluster, load_nodes, parse_cluster
 from sharding.frequency import RowFrequency
 from sharding.narrow import hold_narrow_tables
 from tests.ranks import run_ranks
@@ -107,6 +107,25 @@ def test_lookups_are_those_that_a_training_counted(
             told = load.rows(gradient=gradient) * world_size * 33.5 / 37
             # a search in tables of this rank reads a few rows more: its blocks are padded
             assert told == pytest.approx(counted[name][key], rel=0.05), (name, key)
+
+
+def test_a_full_auxiliary_attends_to_all_events_and_again_to_the_chosen(store: Path) -> None:
+    log = Log.of_store(EventStore.open(store))
+    # a byte takes a nanosecond, products take no time
+    node = dataclasses.replace(NODES["CPU-SPR"], memory_gbs=1.0, stock=1.0, tflops=1e30)
+
+    def seconds(**model: Any) -> float:
+        chosen = dataclasses.replace(EXPERIMENT.model, score="dot", **model)
+        experiment = EXPERIMENT.changed(model=chosen)
+        situation = Situation.of(experiment, log, Cluster(1, 1, node))
+        return situation.beside.search_seconds
+
+    events = RankBatch.of(EXPERIMENT, log, 1).events
+    # three fields, 4 wide on each side: two gradients of every event's rows are read, one written
+    joined = 3 * 4 * events * 2 * (3 * 4) * 1e-9
+    to_all = seconds(auxiliary="none", search="all")
+    to_chosen = seconds(auxiliary="none", search="exact")
+    assert seconds(auxiliary="full") == pytest.approx(to_all + to_chosen + joined)
 
 
 def test_the_command_writes_plan_and_page(described: Path, tmp_path: Path, capsys: Any) -> None:
@@ -211,7 +230,7 @@ def test_what_files_say_is_escaped_and_a_cluster_given_twice_is_one(
     ],
 )
 def test_a_damaged_plan_is_refused(damage: dict[str, Any], message: str, tmp_path: Path) -> None:
-    whole = {"kind": "plan", "format": 1, "experiment": "x", "config": {}, "log": {}, "plans": []}
+    whole = {"kind": "plan", "format": 2, "experiment": "x", "config": {}, "log": {}, "plans": []}
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(whole))
     assert read_report(file) == whole

@@ -12,6 +12,7 @@ from sharding.catalogue import load_nodes
 from trainer import cli
 from trainer.planning import calibrate as calibration
 from trainer.planning.calibrate import as_toml
+from trainer.planning.rank_speeds import rank_speeds
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         work()
         return told[0]
 
-    monkeypatch.setattr(calibration, "_seconds", seconds)
+    monkeypatch.setattr(calibration, "median_seconds", seconds)
     monkeypatch.setattr(calibration, "COPIED", 2**12)
     monkeypatch.setattr(calibration, "SIDE", 10)
     return told
@@ -56,3 +57,10 @@ def test_nothing_is_written_over_and_names_are_plain(tmp_path: Path, capsys: Any
     assert "letters, digits and hyphens" in capsys.readouterr().err
     assert cli.run(["plan", "--calibrate", "--out", other, "--ranks", "-1"]) == 2
     assert "--ranks is from 0 to" in capsys.readouterr().err
+
+
+@pytest.mark.soak
+def test_two_ranks_of_this_machine_are_measured() -> None:
+    found = rank_speeds(2, cuda=False, overhead=1.0)
+    assert min(found.exchange_gbs, found.all_to_all_ms, found.all_reduce_ms) > 0
+    assert max(found.all_to_all_ms, found.all_reduce_ms) < 1e3

@@ -13,6 +13,7 @@ from modules.ranker import LifelongRanker
 from sharding.apply import kinds_for
 from sharding.catalogue import Cluster
 from sharding.cluster_plan import PlacedTable, cuttable_tables, placed, search_plan
+from sharding.collectives import Calls, calls_of_tables
 from sharding.costs import WEIGHT_BYTES, CostModel, TableLoad
 from sharding.narrow import hold_narrow_tables
 from sharding.plan import ShardingConfig
@@ -30,7 +31,7 @@ MEMORY = ("weights", "optimizer", "inputs", "outputs", "activations", "copy", "d
 """Parts of a rank's memory, in the order in which they are shown."""
 TIME = (
     "ids_exchange", "lookup", "rows_exchange", "search", "dense", "gradients_exchange", "update",
-    "all_reduce", "copy", "overhead",
+    "all_reduce", "copy", "calls", "overhead",
 )  # fmt: skip
 """Parts of a step, in about the order in which they happen; none is taken to overlap another."""
 
@@ -81,6 +82,11 @@ class Situation:
     def free(self) -> int:
         """Bytes of a device that tables may have."""
         return max(self.cluster.memory - self.beside.fixed_bytes, 0)
+
+    def calls(self, tables: Sequence[PlacedTable]) -> Calls:
+        """Collectives of a step by a plan."""
+        placed_as = ((table.path, table.name, table.kind) for table in tables)
+        return calls_of_tables(placed_as, self.loads, self.cluster) + self.beside.calls
 
     def plan(self, *, host: bool = False) -> list[PlacedTable]:
         """Runs the planner.
@@ -148,6 +154,7 @@ def describe(
             "seconds": slowest,
             "parts": {name: _digits(step[name]) for name in TIME},
             "imbalance": float(seconds.max() / seconds.mean()),
+            "calls": dataclasses.asdict(situation.calls(tables)),
         },
         "samples_per_second": candidates / slowest,
         "epoch": {"steps": steps, "seconds": epoch},
@@ -176,6 +183,7 @@ def _step(situation: Situation, tables: Sequence[PlacedTable]) -> dict[str, np.n
             parts[name][shard.rank] += getattr(shard.cost, name)
     for name in ("search", "dense", "all_reduce", "copy", "overhead"):
         parts[name] += getattr(beside, f"{name}_seconds")
+    parts["calls"] += situation.calls(tables).seconds(situation.cluster)
     return parts
 
 

@@ -20,16 +20,19 @@ from modules.jagged import BLOCK_EVENTS, BLOCK_SCORES
 from modules.ranker import LifelongRanker
 from sharding.catalogue import GB, Cluster
 from sharding.cluster_plan import RESERVE
+from sharding.collectives import Calls, calls_of_dense
 from sharding.costs import FLOAT_BYTES, ID_BYTES, Lookup, TableLoad
 from sharding.plan import collections
 from sharding.search_tables import SCALE_BYTES
 from trainer.experiment import Experiment
-from trainer.planning.load import RankBatch, searches_by_rows
+from trainer.planning.load import RankBatch
 
 DENSE_COPIES = 4
 """Of each dense parameter: itself, its gradient, and two of Adam's."""
 SAMPLE = 64
 """Candidates of the pass through the heads that is counted."""
+SCORED = ("exact", "simhash", "soft", "clusters")
+"""Searches that score every event; clusters are taken to be as many as events."""
 WALK = 3
 """Work of forward and backward as a multiple of forward: products of a linear layer."""
 
@@ -52,6 +55,9 @@ class RankCost:
     copy_seconds: float
     """Of renewals of the copy, a step's share."""
     overhead_seconds: float
+    calls: Calls
+    """Collectives beside those of tables."""
+    calls_seconds: float
 
     @property
     def fixed_bytes(self) -> int:
@@ -67,6 +73,7 @@ class RankCost:
             + self.all_reduce_seconds
             + self.copy_seconds
             + self.overhead_seconds
+            + self.calls_seconds
         )
 
 
@@ -84,25 +91,30 @@ def rank_cost(
     copies = DENSE_COPIES + (ranks > 1)
     keys = _copy_bytes(ranker, experiment)
     stock_speed = node.stock * node.memory_gbs * GB
-    flops, moved = _search_work(ranker, experiment, batch)
+    events = _event_work(ranker, experiment, batch)
     activations = (
         _batch_bytes(ranker, batch)
         + _arriving_bytes(ranker, loads, ranks)
         + _attention_bytes(ranker, experiment, batch)
         + heads.bytes
     )
+    calls = calls_of_dense(ranker, parameters) if ranks > 1 else Calls()
     renewals = 1 / experiment.replica_steps if experiment.replica_steps and ranks > 1 else 0.0
     return RankCost(
         dense=FLOAT_BYTES * copies * parameters,
         activations=round(activations),
         copy=keys,
         reserve=round(RESERVE * cluster.memory),
-        search_seconds=flops / node.tflops / 1e12 + moved / stock_speed,
+        search_seconds=events.flops / node.tflops / 1e12
+        + events.moved / stock_speed
+        + events.added / node.memory_gbs / GB,
         dense_seconds=WALK * (heads.flops / node.tflops / 1e12 + heads.moved / stock_speed)
         + 2 * DENSE_COPIES * FLOAT_BYTES * parameters / node.memory_gbs / GB,
         all_reduce_seconds=cluster.all_reduce_seconds(FLOAT_BYTES * parameters),
         copy_seconds=renewals * cluster.exchange_seconds(keys * ranks),
         overhead_seconds=node.overhead_ms / 1e3,
+        calls=calls,
+        calls_seconds=calls.seconds(cluster),
     )
 
 
@@ -169,29 +181,54 @@ def _attention_bytes(ranker: LifelongRanker, experiment: Experiment, batch: Rank
     return searched + FLOAT_BYTES * 2 * batch.most_events * (a + v + 2 * per_request)
 
 
-def _search_work(
-    ranker: LifelongRanker, experiment: Experiment, batch: RankBatch
-) -> tuple[float, float]:
-    """Operations, and bytes moved, of scores over whole histories and of attention."""
+@dataclass(frozen=True)
+class _Work:
+    """Forward and backward."""
+
+    flops: float = 0.0
+    moved: float = 0.0
+    """Bytes that :func:`search_bytes` counts, or that cost as much."""
+    added: float = 0.0
+    """Bytes of plain sums, at the speed of the memory."""
+
+    def __add__(self, other: _Work) -> _Work:
+        return _Work(self.flops + other.flops, self.moved + other.moved, self.added + other.added)
+
+
+def _event_work(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch) -> _Work:
+    """Of searching histories and attending to events."""
     model = experiment.model
     if model.pooling == "none":
-        return 0.0, 0.0
+        return _Work()
     a, v = _widths(ranker)
-    per_request = batch.candidates / batch.requests
-    scores = batch.events * per_request
-    chosen = batch.candidates * model.attended if model.searches_first else scores
-    rows = chosen if model.searches_first else batch.events
-    width = a if ranker.tables.sums_rows else a + v
-    flops = 2.0 * chosen * (a + v) * WALK
-    moved = FLOAT_BYTES * 2 * WALK * (rows * width + chosen)
-    cosine = model.score == "cosine"
-    moved += FLOAT_BYTES * 2 * WALK * rows * a * cosine  # rows over their lengths
-    if searches_by_rows(experiment) or not model.searches_first:
-        flops += 2.0 * scores * a
-        moved += search_bytes(batch.events, scores, a) + FLOAT_BYTES * batch.events * a * cosine
+    scores = batch.events * batch.candidates / batch.requests
+    chosen = batch.candidates * (model.short_window if model.search == "all" else model.attended)
+    to_all = model.search == "all" or (model.auxiliary == "full" and not model.searches_first)
+    work = _Work()
+    if model.search in SCORED:
+        work += _Work(2.0 * scores * a, search_bytes(batch.events, scores, a))
+    if to_all:
+        work += _attention_work(batch.events, scores, a + v, a + v)
+    if chosen:
+        width = a if ranker.tables.sums_rows else a + v
+        work += _attention_work(chosen, chosen, width, a + v)
+    if to_all and chosen:  # gradients of the same rows, of two uses
+        work += _Work(added=FLOAT_BYTES * 3 * batch.events * (a + v))
+    if model.score == "cosine":  # rows over their lengths
+        searched = batch.events * (model.search in SCORED)
+        learned = chosen if model.searches_first else batch.events
+        work += _Work(moved=FLOAT_BYTES * a * (searched + 2 * WALK * learned))
     if model.pooling == "self_attention":
-        flops += WALK * 4.0 * batch.events * batch.longest * v
-    return flops, moved
+        work += _Work(WALK * 4.0 * batch.events * batch.longest * v)
+    return work
+
+
+def _attention_work(rows: float, scores: float, width: int, multiplied: int) -> _Work:
+    """Of attention to ``rows``, gathered ``width`` wide: products, softmax, weighted sum."""
+    return _Work(
+        flops=2.0 * scores * multiplied * WALK,
+        moved=FLOAT_BYTES * 2 * WALK * (rows * width + scores),
+    )
 
 
 def search_bytes(events: float, scores: float, width: int) -> float:

@@ -16,7 +16,7 @@ from trainer.planning.log import Log
 from trainer.planning.predict import Json, Situation, describe
 from trainer.planning.remedies import remedies
 
-FORMAT = 1
+FORMAT = 2
 COPY_STEPS = 50
 """Steps between two renewals of the searches' copy, in the plan that is rated beside."""
 

@@ -27,7 +27,7 @@ TIME = {
     "lookup": "lookups", "rows_exchange": "rows sent", "ids_exchange": "ids sent",
     "gradients_exchange": "gradients sent", "update": "updates", "dense": "dense part",
     "search": "search, attention", "all_reduce": "dense gradients", "copy": "copy of keys",
-    "overhead": "overhead",
+    "calls": "calls of collectives", "overhead": "overhead",
 }  # fmt: skip
 MOST_TABLES = 60
 """Tables of one cluster that the page lists; plan.json has all."""
@@ -126,12 +126,13 @@ def _memory(plan: Json) -> Panel:
 def _step(plan: Json) -> Panel:
     parts = _parts(plan["step"]["parts"], TIME, 1e3, lambda ms: f"{ms:.3g} ms", 1e3)
     title = "Time of a step on each rank"
-    imbalance = plan["step"]["imbalance"]
+    imbalance, calls = plan["step"]["imbalance"], plan["step"]["calls"]
+    made = f"{calls['all_to_all']} all-to-alls and {calls['all_reduce']} all-reduces"
     return Panel(
         title,
         stacked(parts, title, unit="ms"),
         "Parts one after the other, none hidden behind another. The slowest rank takes "
-        f"{imbalance:.2f} times the mean.",
+        f"{imbalance:.2f} times the mean. Collectives of a step: {made}.",
     )
 
 
