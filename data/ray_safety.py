@@ -55,7 +55,7 @@ def find_cluster(address: str) -> str:
             found = _of_this_machine()
         host, _, port = found.removeprefix("ray://").rpartition(":")
         answered = _greet(host, int(port))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         where = address if found == address else f"{address}, which is {found} here"
         raise InputError(
             f"No Ray cluster answers at --address {where} ({error}). Give HOST:PORT as `ray start "
@@ -72,14 +72,21 @@ def _of_this_machine() -> str:
 
     Asked in a process of its own: this one must not import Ray yet.
     """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named.startswith("ray://"):
+        return named
+    if "://" in named:
+        raise ValueError(f"RAY_ADDRESS is {named}, where jobs are submitted: unset it")
     asked = subprocess.run(
-        [sys.executable, "-c", _ASK],
+        [sys.executable, "-P", "-c", _ASK],  # -P: no module of the folder that we are in
         env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},  # 127.0.0.1 stays what it is
         capture_output=True,
         text=True,
+        timeout=6 * ANSWER,
     )
     if asked.returncode:
-        raise ConnectionError("none runs on this machine, and RAY_ADDRESS names none")
+        reason = (asked.stderr.strip().splitlines() or [""])[-1]
+        raise ConnectionError(f"none is known on this machine or by RAY_ADDRESS: {reason}")
     return asked.stdout.split()[-1]
 
 
@@ -95,7 +102,7 @@ def _greet(host: str, port: int) -> str:
     with socket.create_connection((host, port), timeout=ANSWER) as connection:
         if os.environ.get("RAY_USE_TLS", "0") == "0":
             connection.sendall(_PREFACE + _NO_SETTINGS)
-            header = connection.recv(9, socket.MSG_WAITALL)
+            header = connection.recv(9)
             if header[3:4] != b"\x04":  # a server's first frame is its settings
                 raise ConnectionError("what listens there is no Ray")
         return connection.getpeername()[0]

@@ -214,7 +214,7 @@ def _node(file: Path, name: str, entry: Any) -> Node:
     if given != wanted:
         raise PlanError(
             f"{file}, [{name}]: missing {sorted(wanted - given)}, unknown {sorted(given - wanted)}."
-            f" sharding/nodes.toml has examples; twofold plan --calibrate writes one."
+            f" sharding/nodes.toml has numbers to copy; twofold plan --calibrate measures them."
         )
     try:
         return Node(name=name, **entry)

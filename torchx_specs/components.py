@@ -18,10 +18,6 @@ TRAINING = {
     # kills them, by default after 30
     "PET_SHUTDOWN_TIMEOUT": "600",
 }
-SEVERAL_NODES = {
-    # what the ranks of one attempt wrote into a shared store would keep the next one's waiting
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-}
 
 
 def train(
@@ -69,15 +65,13 @@ def train(
             "(and from the beginning where there is none): add --resume behind the experiment, or "
             "leave max_retries and max_restarts at 0."
         )
-    alone = j.rpartition("x")[0] in ("", "1")
-    environment = TRAINING | ({} if alone else SEVERAL_NODES)
     return _one_process_per_device(
         ["train", *script_args],
         j=j,
         resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
         name=name,
         image=image,
-        env=environment | {"PET_MAX_RESTARTS": str(max_restarts)} | (env or {}),
+        env=TRAINING | {"PET_MAX_RESTARTS": str(max_restarts)} | (env or {}),
         max_retries=max_retries,
         rdzv_port=rdzv_port,
         rdzv_backend=rdzv_backend,
@@ -285,9 +279,13 @@ def _one_process(
 
 
 def environment(cpu: int, nproc_per_node: int, nodes: int) -> Dict[str, str]:
-    """Threads for each process; on a single node workers meet on the loopback address."""
+    """Threads for each process; on a single node workers meet on the loopback address, on several
+    each attempt has a store of its own: what ranks wrote into another would keep the next waiting.
+    """
     variables = {"OMP_NUM_THREADS": str(max(1, cpu // nproc_per_node))}
     if nodes == 1:
         # --local-addr of torchrun; its default, the host name, may not resolve on a laptop
         variables["PET_LOCAL_ADDR"] = "localhost"
+    else:
+        variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return variables

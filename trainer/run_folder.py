@@ -27,6 +27,7 @@ RUN_FILES = (
     "attempts.jsonl", ".step", "batch-*.arrow",
     "config.json",  # last: without it the rest would not be known for a run
 )  # fmt: skip
+KEPT = "Complete checkpoints are kept; make room and go on with --resume."
 FULL = 2**16
 """A disk with fewer bytes left is full."""
 MAY_CHANGE = (
@@ -63,7 +64,8 @@ class RunFolder:
             config: what config.json will hold.
             resume: a run there is continued.
             replace: a run there is deleted.
-            clear_elsewhere: deletes what a run that is replaced has outside of the folder.
+            clear_elsewhere: with ``replace``, deletes what lies where this run's checkpoints will,
+                outside of the folder.
 
         Raises:
             InputError: it is in use, holds a run that is not to be resumed, or another one.
@@ -170,7 +172,7 @@ def _lock(file: TextIO) -> None:
 @contextlib.contextmanager
 def disk_errors(
     folder: Path,
-    way_out: str = "Complete checkpoints are kept; make room and go on with --resume.",
+    way_out: str = KEPT,
 ) -> Iterator[None]:
     """Turns a full or read-only disk into an InputError.
 

@@ -111,11 +111,11 @@ class Trainer:
             self.attempts.end("finished")
             return summary
         except BaseException as error:
-            self.checkpoints.close()
+            failed = self.checkpoints.close()  # maybe why a rank is lost
             if self.profile:
                 with suppress(OSError):  # `error` is what the user has to know
                     self.profile.close()
-            ending = self._ended_by(error, resume)
+            ending = self._ended_by(failed or error, resume)
             if ending is error:
                 raise
             raise ending from None

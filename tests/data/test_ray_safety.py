@@ -64,11 +64,17 @@ def test_what_auto_stands_for_is_looked_for_and_told(environment: dict[str, str]
         find_cluster("auto")
 
 
+def test_auto_is_no_dashboard(environment: dict[str, str]) -> None:
+    environment["RAY_ADDRESS"] = "http://127.0.0.1:8265"
+    with pytest.raises(InputError, match="RAY_ADDRESS is http://.*, where jobs are submitted"):
+        find_cluster("auto")
+
+
 def test_auto_where_nothing_runs_is_told(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_safety, "_ASK", "raise ConnectionError")  # others' clusters may run
-    with pytest.raises(InputError, match=r"auto \(none runs on this machine, and RAY_ADDRESS"):
+    with pytest.raises(InputError, match=r"auto \(none is known .* ConnectionError"):
         find_cluster("auto")
 
 

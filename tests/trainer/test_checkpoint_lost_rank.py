@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from data.errors import InputError
 from tests.ranks import run_ranks
 from tests.trainer.command_lines import TINY, Job
 from tests.trainer.small_runs import ranks_of
 from trainer.checkpoint import Checkpoints
-from trainer.checkpoint.checkpoints import _in_thread
+from trainer.checkpoint.background import in_thread
+from trainer.checkpoint.checkpoints import POLL
+from trainer.checkpoint.storage import Folder
 from trainer.reliability import Reliability
 
 
@@ -45,7 +49,7 @@ def test_ranks_give_up_a_write_whose_other_rank_is_silent(
 def test_what_is_given_up_does_not_keep_a_process(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, ranks_of(0, 2), Reliability(peer_timeout=0.1))
     never = threading.Event()
-    checkpoints._writing = _in_thread(never.wait)
+    checkpoints._writing = in_thread(never.wait)
     [writer] = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
     checkpoints.close()
     assert writer.is_alive()
@@ -56,7 +60,7 @@ def test_what_is_given_up_does_not_keep_a_process(tmp_path: Path) -> None:
 def test_a_rank_alone_waits_for_its_storage_however_long(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, ranks_of(0, 1), Reliability(peer_timeout=0.1))
     written = threading.Event()
-    checkpoints._writing = _in_thread(lambda: written.wait(0.5) or written.set())
+    checkpoints._writing = in_thread(lambda: written.wait(0.5) or written.set())
     checkpoints.close()
     assert written.is_set()
 
@@ -71,8 +75,32 @@ def test_ranks_wait_for_the_slowest_write(tmp_path: Path) -> None:
                 written.touch()
 
         checkpoints = Checkpoints(tmp_path, ranks_of(rank, world_size))
-        checkpoints._writing = _in_thread(write)
+        checkpoints._writing = in_thread(write)
         checkpoints.wait()
         return written.exists()
 
     assert run_ranks(wait, 2) == [True, True]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("way", ["--checkpoint-in-background", "--no-checkpoint-in-background"])
+def test_a_storage_that_refuses_one_rank_is_told_though_the_other_has_left(
+    way: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, abort = Checkpoints._publish, Folder.abort
+
+    def refused(self: Checkpoints, name: str, position: Any, *more: Any) -> None:
+        if position.step > 2:
+            raise InputError("No space left.")
+        publish(self, name, position, *more)
+
+    def slow(self: Folder, name: str) -> None:
+        time.sleep(2.5 * POLL)  # the other rank has ended by then
+        abort(self, name)
+
+    monkeypatch.setattr(Checkpoints, "_publish", refused)
+    monkeypatch.setattr(Folder, "abort", slow)
+    line = ["train", "dare", "--data", store, "--out", tmp_path / "run", *TINY, way]
+    ended = Job(tmp_path, *line, "--evaluate-every", 2, world_size=2).end()
+    assert "twofold: No space left." in ended.err
+    assert ended.codes == [2, 2]

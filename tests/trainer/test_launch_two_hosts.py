@@ -129,7 +129,8 @@ def test_ranks_meet_at_ports_that_their_hosts_allow(store: Path, tmp_path: Path)
     with two_hosts() as hosts:
         for host in hosts:
             host.limit_ports(ALLOWED)
-        with job(hosts, log, *line):
+        own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        with job(hosts, log, *line, restarts=1, **own_store):
             wait_until(has_checkpoint(run), log)
             ports = [host.ports() - {PORT} for host in hosts]
     assert all(ports)

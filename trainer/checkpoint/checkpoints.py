@@ -16,27 +16,28 @@ import dataclasses
 import datetime
 import json
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
 from data.errors import InputError
+from trainer.checkpoint.background import in_thread
 from trainer.checkpoint.digests import Digest, digest_of, digest_of_stream
 from trainer.checkpoint.position import Position
 from trainer.checkpoint.safe_reading import SafePlanner
 from trainer.checkpoint.snapshot import on_host
 from trainer.checkpoint.storage import MANIFEST, POSITION, Folder, Storage, name_of
-from trainer.processes import Ranks, any_rank, gather_lines, on_first_rank
+from trainer.processes import Ranks, RefusedElsewhere, any_rank, gather_lines, on_first_rank
 from trainer.reliability import Reliability
-from trainer.run_folder import checkpoint_url, disk_errors
+from trainer.run_folder import KEPT, checkpoint_url, disk_errors
 from trainer.state import TrainState
 
 Link = Literal["last", "best"]
@@ -122,7 +123,7 @@ class Checkpoints:
             content = state.to_save(replica=replica)
             if self.settings.checkpoint_in_background:
                 content = on_host(content)
-        self._writing = _in_thread(self._write, content, position, links)
+        self._writing = in_thread(self._write, content, position, links)
         if not self.settings.checkpoint_in_background:
             self.wait()
 
@@ -149,14 +150,21 @@ class Checkpoints:
         writing.result()
         return False
 
-    def close(self) -> None:
-        """Waits for what is being written, whatever comes of it: where it may wait for a rank that
-        is lost, for ``peer_timeout`` at most. What is given up then is as after a kill.
+    def close(self) -> InputError | None:
+        """Waits for what is being written: where it may wait for a rank that is lost, for
+        ``peer_timeout`` at most. What is given up then is as after a kill.
+
+        Returns:
+            Why this rank could not write, if others have left it because of that.
         """
-        if self._writing:
-            several = self.ranks.world_size > 1
-            futures.wait([self._writing], self.settings.peer_timeout if several else None)
-        self._writing = None
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return None
+        several = self.ranks.world_size > 1
+        futures.wait([writing], self.settings.peer_timeout if several else None)
+        failed = writing.exception() if writing.done() else None
+        own = isinstance(failed, InputError) and not isinstance(failed, RefusedElsewhere)
+        return failed if own else None
 
     def load(self, state: TrainState, link: Link) -> Position:
         """Fills tables, dense parameters and optimizer states.
@@ -210,7 +218,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Removes all checkpoints; on rank 0."""
-        with self._storage_errors():
+        with self._storage_errors("Some may be gone; put it right and try --replace again."):
             for name in self.storage.entries():
                 self.storage.discard(name)
 
@@ -282,11 +290,13 @@ class Checkpoints:
     def _write(self, content: dict[str, Any], position: Position, links: tuple[Link, ...]) -> None:
         """All of a write that may happen beside training."""
         name, group = name_of(position.step), self._group
+        if self.ranks.device.type == "cuda":
+            torch.cuda.set_device(self.ranks.device)  # of this thread
         try:
             with self._storage_errors():
                 on_first_rank(self.ranks, lambda: self._begin(name), group)
                 writer = self.storage.writer(name)
-                _unwrapped(dcp.save, content, storage_writer=writer, process_group=group)
+                dcp.save(content, storage_writer=writer, process_group=group)
             lines = [json.dumps([file, *digest]) for file, digest in writer.fs.files.items()]
             lines = gather_lines(lines, group=group)
             files = {file: Digest(*digest) for file, *digest in map(json.loads, lines)}
@@ -343,9 +353,9 @@ class Checkpoints:
         return None
 
     @contextlib.contextmanager
-    def _storage_errors(self) -> Iterator[None]:
+    def _storage_errors(self, way_out: str = "") -> Iterator[None]:
         if isinstance(self.storage, Folder):
-            with disk_errors(self.run):
+            with disk_errors(self.run, way_out or KEPT):
                 yield
             return
         try:
@@ -353,9 +363,9 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # each kind of URL has its own
+            way_out = way_out or KEPT.replace("make room", "put it right")
             raise InputError(
-                f"{self.storage} could not be written to: {_reason(error)}. Complete checkpoints "
-                "are kept; put it right and go on with --resume."
+                f"{self.storage} could not be written to: {_reason(error)}. {way_out}"
             ) from error
 
 
@@ -370,20 +380,6 @@ def _told(found: list[str]) -> Iterator[None]:
         found.append(f"{MANIFEST} or {POSITION} cannot be read ({error})")
     except OSError as error:
         found.append(f"it cannot be read ({error})")
-
-
-def _in_thread(function: Callable[..., None], *args: Any) -> futures.Future[None]:
-    """Calls it beside us. A process that gives up an executor's thread could not end."""
-    future: futures.Future[None] = futures.Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="checkpoint", daemon=True).start()
-    return future
 
 
 @contextlib.contextmanager

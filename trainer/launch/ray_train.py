@@ -176,10 +176,13 @@ def _find(address: str | None) -> str | None:
     runs must answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address:
-        return find_cluster(address)
-    shut_out_others()
-    return None
+    if not address:
+        shut_out_others()
+        return None
+    found = find_cluster(address)
+    if found.startswith("ray://"):  # RAY_ADDRESS
+        raise InputError(f"--address is auto or HOST:PORT of a head, got {found} for {address}.")
+    return found
 
 
 def _check_room(cluster: Cluster, there: dict[str, float]) -> None:

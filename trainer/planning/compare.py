@@ -87,7 +87,11 @@ def _numbers(title: str, old: Json, new: Json) -> RenderableType:
         row("cost of an epoch", lambda plan: plan["epoch_cost"], cost)
     row("step", lambda plan: plan["step"]["seconds"], _milliseconds)
     for part in TIME:
-        row(f"  {part}, slowest", lambda plan, p=part: max(plan["step"]["parts"][p]), _milliseconds)
+        row(
+            f"  {part}, slowest",
+            lambda plan, p=part: max(plan["step"]["parts"].get(p, [0.0])),
+            _milliseconds,
+        )
     row("fullest rank", fullest, formats.size)
     for part in MEMORY:
         row(

@@ -17,6 +17,8 @@ from trainer.planning.predict import Json, Situation, describe
 from trainer.planning.remedies import remedies
 
 FORMAT = 2
+READABLE = (1, FORMAT)
+"""Plans of format 1 say nothing of the calls of collectives; tables are the same."""
 COPY_STEPS = 50
 """Steps between two renewals of the searches' copy, in the plan that is rated beside."""
 
@@ -136,9 +138,9 @@ def read_report(path: Path) -> Json:
         raise InputError(f"There is no plan to read in {file}: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != "plan":
         raise InputError(f"{file} is no plan of twofold plan: give its plan.json.")
-    if content.get("format") != FORMAT:
+    if content.get("format") not in READABLE:
         raise InputError(
-            f"{file} is a plan of format {content.get('format')}; this version reads {FORMAT}. "
+            f"{file} is a plan of format {content.get('format')}; this version reads {READABLE}. "
             "Make it again by twofold plan."
         )
     _check_complete(file, content)
