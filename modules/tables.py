@@ -149,8 +149,14 @@ class EventTables(nn.Module):
             looked_up, queries = self.attend(events, candidates)
             return (lambda rows: pick_rows(looked_up, rows)), queries
 
-        keys = WholeKeys(self._whole("keys"), events)
-        queries = self._whole("queries")(candidates)
+        of_keys, of_queries = self._whole("keys"), self._whole("queries")
+        if of_keys is of_queries:
+            of_keys, (events, candidates) = of_keys.at_hand(events, candidates)
+            of_queries = of_keys
+        else:
+            of_keys, (events,) = of_keys.at_hand(events)
+            of_queries, (candidates,) = of_queries.at_hand(candidates)
+        keys, queries = WholeKeys(of_keys, events), of_queries(candidates)
         project = self.projections
         if project is None:
             return keys, queries

@@ -25,6 +25,10 @@ class WholeTables(nn.Module):
         self.rows_read = dict.fromkeys(tables, 0)
         """Of each field's table, until now."""
 
+    def at_hand(self, *asked: Ids) -> tuple[WholeTables, list[Ids]]:
+        """Where to read the rows of these ids, and by which ids there."""
+        return self, [*asked]
+
     def count(self, ids: Ids) -> None:
         """Adds to ``rows_read``."""
         for name in self.tables:

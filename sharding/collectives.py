@@ -74,6 +74,10 @@ def calls_of_collection(kinds: set[str], lookups: Iterable[Lookup], *, gloo: boo
         uses = [use for use in lookups if use.gradient == gradient and not use.local]
         if not uses:
             continue
+        if gloo and not gradient:
+            if kinds - {DATA_PARALLEL}:  # how many ids, ids, rows: sharding/search_tables.py
+                calls += Calls(all_to_all=3)
+            continue
         weighted = any(use.weighted for use in uses)
         for kind in kinds - {DATA_PARALLEL}:
             calls += _sharded_lookup(kind, gradient=gradient, weighted=weighted)

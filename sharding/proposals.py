@@ -81,7 +81,7 @@ def _first(
 def _replicated(whole: _Choice, parted: _Choice, replicas: _Choice) -> list[_Choice]:
     """What to replicate: nothing; what takes all ranks together less time; also what takes less
     than the rank that is busiest with it otherwise; also all tables of a collection, so that its
-    lookups exchange nothing at all: of each collection, and of all.
+    lookups exchange nothing at all: of each collection, and of all; also all that may be.
     """
 
     def total(option: ShardingOption) -> float:
@@ -104,6 +104,7 @@ def _replicated(whole: _Choice, parted: _Choice, replicas: _Choice) -> list[_Cho
         cheaper | sooner,
         *(cheaper | of for of in entire.values()),
         cheaper | every,
+        replicas,
     ):
         if choice not in found:
             found.append(choice)

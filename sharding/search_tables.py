@@ -6,6 +6,7 @@ is its. It carries no gradient, so it may read from wherever the rows are whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardMetadata
 
+from modules.bags import Ids
 from modules.ranker import LifelongRanker
 from modules.tables import ATTENTION_ROLES
 from modules.whole_tables import WholeTables
@@ -116,9 +118,107 @@ def _fill(place: Tensor, weight: Tensor) -> None:
         to.copy_(torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(rows.float()))
 
 
+class SpreadTables(WholeTables):
+    """Tables whose shards lie on several ranks: the rows that a search will read are fetched first.
+
+    Three collectives for all shards together: how many ids, the ids, their rows. TorchRec's lookup
+    takes four for each kind of sharding, and sends the length of each bag, which is 1.
+    """
+
+    def __init__(self, shards: _Tables) -> None:
+        super().__init__({name: [] for name in shards})
+        self._of_tables = shards
+        self._live = {
+            name: of_table[0].weight
+            for name, of_table in shards.items()
+            if len(of_table) == 1 and of_table[0].weight is not None
+        }
+        """Tables that this rank reads itself."""
+        spread = [(n, shard) for n, of in shards.items() for shard in of if not shard.everywhere]
+        self._spread = sorted(spread, key=lambda named: named[1].rank)
+        ranks = [shard.rank for _, shard in self._spread]
+        self._shards_of = [ranks.count(rank) for rank in range(dist.get_world_size())]
+
+    @torch.no_grad()
+    def at_hand(self, *asked: Ids) -> tuple[WholeTables, list[Ids]]:
+        """See :class:`modules.whole_tables.WholeTables`. Collective."""
+        ids = {name: torch.cat([of[name] for of in asked]) for name in self.tables}
+        self.count(ids)
+        places = [self._places(name, shard, ids[name]) for name, shard in self._spread]
+        wanted = [
+            ids[name][of_shard] - shard.row
+            for (name, shard), of_shard in zip(self._spread, places, strict=True)
+        ]
+        rows: dict[str, Tensor] = {}
+        parts = self._fetch(wanted)
+        for (name, shard), of_shard, part in zip(self._spread, places, parts, strict=True):
+            if len(self._of_tables[name]) == 1:
+                rows[name] = part
+                continue
+            if name not in rows:
+                rows[name] = part.new_empty(len(ids[name]), self._width(name))
+            rows[name][of_shard, shard.column : shard.column + shard.columns] = part
+        whole = WholeTables({name: [(rows | self._live)[name]] for name in self.tables})
+        sizes = [len(next(iter(of.values()))) for of in asked]
+        at = {
+            name: (of_field if name in self._live else torch.arange(len(of_field))).split(sizes)
+            for name, of_field in ids.items()
+        }
+        return whole, [{name: parts[i] for name, parts in at.items()} for i in range(len(asked))]
+
+    def _places(self, name: str, shard: _Shard, ids: Tensor) -> slice | Tensor:
+        """Of the ids that are asked of a shard."""
+        if name in self._live:
+            return slice(0)
+        if all(other.row == shard.row for other in self._of_tables[name]):
+            return slice(None)
+        return ((shard.row <= ids) & (ids < shard.row + shard.rows)).nonzero().squeeze(1)
+
+    def _width(self, name: str) -> int:
+        return max(shard.column + shard.columns for shard in self._of_tables[name])
+
+    def _fetch(self, wanted: list[Tensor]) -> list[Tensor]:
+        """(n,) rows wanted of each shard -> (n, columns)."""
+        shards = [shard for _, shard in self._spread]
+        held = [shard for shard in shards if shard.rank == dist.get_rank()]
+        at_each, of_each = self._shards_of, [len(held)] * dist.get_world_size()
+        counts = [len(of_shard) for of_shard in wanted]
+        asked = self._exchange(torch.tensor(counts), at_each, of_each).tolist()
+        ids = self._exchange(torch.cat(wanted), _sums(counts, at_each), _sums(asked, of_each))
+        found = [
+            self._read(shard.weight, of_shard).flatten()
+            for shard, of_shard in zip(held * len(of_each), ids.split(asked), strict=True)
+        ]
+        sent = [len(numbers) for numbers in found]
+        received = [n * shard.columns for n, shard in zip(counts, shards, strict=True)]
+        rows = self._exchange(
+            torch.cat([torch.empty(0), *found]), _sums(sent, of_each), _sums(received, at_each)
+        )
+        return [
+            part.view(-1, shard.columns)
+            for part, shard in zip(rows.split(received), shards, strict=True)
+        ]
+
+    def _exchange(self, numbers: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """``sent``, ``received``: how many go to each rank, and come from each."""
+        out = numbers.new_empty(sum(received))
+        dist.all_to_all_single(out, numbers, received, sent)
+        return out
+
+
+def _sums(numbers: list[int], sizes: list[int]) -> list[int]:
+    """Of consecutive groups of these sizes.
+
+    >>> _sums([1, 2, 3], [2, 0, 1])
+    [3, 0, 3]
+    """
+    rest = iter(numbers)
+    return [sum(itertools.islice(rest, size)) for size in sizes]
+
+
 def read_live_tables(ranker: LifelongRanker) -> None:
-    """Lets searches read the attention tables themselves, if all lie whole on every rank: in a
-    world of one, or replicated.
+    """Lets searches read the attention tables themselves: where they lie whole on every rank, block
+    by block, else, on CPUs, from the ranks that hold them.
     """
     if all(shard.everywhere for of in _attention_shards(ranker).values() for shard in of):
         _install(
@@ -127,6 +227,8 @@ def read_live_tables(ranker: LifelongRanker) -> None:
                 {name: [s.weight for s in of_table] for name, of_table in shards.items()}
             ),
         )
+    elif dist.get_backend() == dist.Backend.GLOO:
+        _install(ranker, SpreadTables)
 
 
 def read_replica(ranker: LifelongRanker, dtype: str, device: torch.device) -> None:

@@ -66,7 +66,7 @@ def test_what_auto_stands_for_is_looked_for_and_told(environment: dict[str, str]
 
 def test_auto_is_no_dashboard(environment: dict[str, str]) -> None:
     environment["RAY_ADDRESS"] = "http://127.0.0.1:8265"
-    with pytest.raises(InputError, match="RAY_ADDRESS is http://.*, where jobs are submitted"):
+    with pytest.raises(InputError, match=r"RAY_ADDRESS is http://.*, where jobs are submitted"):
         find_cluster("auto")
 
 

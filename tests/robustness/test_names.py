@@ -45,7 +45,7 @@ def test_no_page_runs_what_a_log_says(experiment: str, tmp_path: Path, draw: ran
         ["train", experiment, "--data", store, "--out", run, *TINY],
         ["analyze", run, "--data", store],
     ):
-        ended = Job(tmp_path, *line).end()
+        ended = Job(tmp_path, *line).end(seconds=300)  # beside other work
         assert ended.codes == [0], ended.err
     shown = dict(pages(tmp_path))
     assert len(shown) == 2

@@ -32,7 +32,10 @@ def test_collectives_by_nccl(kinds: set[str], lookups: tuple[Lookup, ...], expec
     assert calls_of_collection(kinds, lookups, gloo=False) == expected
 
 
-def test_on_gloo_ranks_agree_on_a_number_of_bags_before_a_row_wise_lookup() -> None:
+def test_on_gloo_a_search_fetches_rows_and_ranks_agree_on_a_number_of_bags() -> None:
     kinds = {"row_wise", "table_wise"}
-    nccl, gloo = (calls_of_collection(kinds, (SEARCH, FOUND), gloo=g) for g in (False, True))
-    assert gloo == nccl + Calls(0, 2)
+    # of a search how many ids, ids, rows, for both kinds together
+    assert calls_of_collection(kinds, (SEARCH,), gloo=True) == Calls(3, 0)
+    assert calls_of_collection({"data_parallel"}, (SEARCH,), gloo=True) == Calls(0, 0)
+    nccl, gloo = (calls_of_collection(kinds, (FOUND,), gloo=g) for g in (False, True))
+    assert gloo == nccl + Calls(0, 1)

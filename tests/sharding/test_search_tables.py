@@ -9,11 +9,18 @@ import torch
 
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
+from modules.whole_tables import WholeTables
 from sharding.apply import TableOptimizer, shard
 from sharding.cluster_plan import choose_plan
 from sharding.narrow import hold_narrow_tables
 from sharding.plan import ShardingConfig
-from sharding.search_tables import Replica, read_live_tables, read_replica, refresh_replica
+from sharding.search_tables import (
+    Replica,
+    SpreadTables,
+    read_live_tables,
+    read_replica,
+    refresh_replica,
+)
 from tests.batches import collate, fields, random_requests
 from tests.ranks import run_ranks
 from trainer.experiment import Experiment
@@ -74,7 +81,8 @@ def test_a_copy_that_is_renewed_each_step_finds_what_a_lookup_finds(
         read_replica(reads_copy.module, "float32", CPU)
         read_live_tables(reads_live.module)
         lie_whole = world_size == 1 or kind == "data_parallel"
-        assert bool(reads_live.module.tables.whole) == lie_whole
+        read = {type(tables) for tables in reads_live.module.tables.whole.values()}
+        assert read == {WholeTables if lie_whole else SpreadTables}
         for step in range(3):
             refresh_replica(reads_copy)
             expected = outputs(looks_up, rank, world_size, step)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,20 @@ from tests.trainer.launching import (
 )
 
 COMPONENT = "torchx_specs/components.py:train"
+ORPHAN = """
+import os, time
+while os.getppid() == {launcher}:
+    time.sleep(0.01)
+from trainer.launch.process import end_with_launcher
+end_with_launcher()
+time.sleep(60)
+"""
+LAUNCHER = f"""
+import os, subprocess, sys
+code = {ORPHAN!r}.replace("{{launcher}}", str(os.getpid()))
+out = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}}
+print(subprocess.Popen([sys.executable, "-c", code], **out).pid)
+"""
 
 
 @pytest.mark.slow
@@ -58,3 +74,14 @@ def test_ranks_end_with_a_torchrun_that_is_killed(
         wait_until(lambda: not ranks_of(run), log)
         assert job.wait() == -signal.SIGKILL  # torchrun itself could not end them
         assert not (run / "summary.json").exists()
+
+
+def test_a_process_that_lost_its_launcher_before_it_could_look_ends(tmp_path: Path) -> None:
+    if b"python" in Path("/proc/1/cmdline").read_bytes().partition(b"\0")[0]:
+        pytest.skip("the first process of this machine is Python, as a launcher may be")
+    launched = subprocess.run([sys.executable, "-c", LAUNCHER], capture_output=True, check=True)
+    orphan = Path("/proc") / launched.stdout.decode().strip()
+    log = tmp_path / "log"
+    log.touch()
+    wait_until(lambda: not orphan.exists() or ") Z " in (orphan / "stat").read_text(), log, 30)
+    assert launched.returncode == 0
