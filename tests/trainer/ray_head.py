@@ -46,7 +46,13 @@ class Head:
         """``torchx run`` of a training of two nodes with a rank each; its handle."""
         options = ["-j", "2x1", "--cpu", 1, "--rdzv_port", free_port(), "--"]
         run = ["run", "-s", "ray", "-cfg", f"dashboard_address={self.dashboard}"]
+        wait_until(self._takes_jobs, self.log)
         return self.torchx(*run, COMPONENT, *options, *line).strip()
+
+    def _takes_jobs(self) -> bool:
+        """An agent that starts them comes up some time after the dashboard does."""
+        words = ["ray", "job", "submit", "--address", f"http://{self.dashboard}", "--", "true"]
+        return start(*words, log=self.log, **self.environment).wait() == 0
 
     def state(self, handle: str) -> str:
         """As ``torchx status`` has it."""

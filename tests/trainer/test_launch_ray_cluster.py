@@ -60,7 +60,7 @@ def test_a_torchx_job_on_ray_is_submitted_followed_and_equal(
     log = head.torchx("log", handle)
     assert head.state(handle) == "SUCCEEDED", log
     assert "step     48  validation AUC" in log
-    assert f"{handle}  SUCCEEDED" in head.torchx("list", "-s", "ray")
+    assert f"{handle} SUCCEEDED" in " ".join(head.torchx("list", "-s", "ray").split())
     assert outcome(run) == expected
 
 
@@ -73,6 +73,7 @@ def test_a_cancelled_torchx_job_on_ray_leaves_no_process(
     wait_until(has_checkpoint(run), head.log)
     head.torchx("cancel", handle)
     wait_until(lambda: not ranks_of(run), head.log)
+    wait_until(lambda: head.state(handle) != "RUNNING", head.log)
     assert head.state(handle) == "CANCELLED"
 
 

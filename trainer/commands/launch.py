@@ -1,5 +1,6 @@
 """``twofold launch ray``: trains on a Ray cluster, or on this machine through Ray."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         print(
             "twofold: Interrupted. Complete checkpoints are kept: --resume goes on from the last.",
             file=sys.stderr,
+            flush=True,
         )
-        return 2
+        os._exit(2)  # threads of Ray that still run crash Python where it ends by itself
 
 
 def _parser(

@@ -10,6 +10,7 @@ class Office:
         self.attempts = attempts
         self.begun = 0
         self.refused = False
+        self.stopped = False
         self._lines: list[tuple[str, str]] = []
 
     def begin(self, resumes: bool) -> None:
@@ -30,6 +31,15 @@ class Office:
     def is_refused(self) -> bool:
         """For workers and driver."""
         return self.refused
+
+    def stop(self) -> None:
+        """The user wants no more of the job."""
+        self.stopped = True
+        self.refuse()
+
+    def is_stopped(self) -> bool:
+        """For workers."""
+        return self.stopped
 
     def tell(self, stream: str, text: str) -> None:
         """Something for the driver to print on its ``stdout`` or ``stderr``."""

@@ -17,6 +17,8 @@ from typing import Any
 from data.errors import InputError
 from data.ray_safety import find_cluster, no_entry, shut_out_others
 
+PATIENCE = 30.0
+"""Seconds that workers have to end after Ctrl-C."""
 POLL = 0.2
 """Seconds between two looks at what the workers say."""
 
@@ -81,9 +83,14 @@ def train(cluster: Cluster, arguments: list[str], out: Path) -> int:
         )
         with _notes(cluster.storage, out) as notes:
             fit = _Background(_trainer(cluster, arguments, out, notes, office).fit)
-            while fit.is_alive():
-                _print_all(ray.get(office.read.remote()))
-                fit.join(POLL)
+            try:
+                while fit.is_alive():
+                    _print_all(ray.get(office.read.remote()))
+                    fit.join(POLL)
+            except KeyboardInterrupt:
+                office.stop.remote()
+                fit.join(PATIENCE)  # to leave Ray while it works there can crash this process
+                raise
         _print_all(ray.get(office.read.remote()))
         if ray.get(office.is_refused.remote()):
             return 2

@@ -27,6 +27,8 @@ from torchx_specs.ending import ending
 
 WRONG_INPUT = 2
 """Exit code of the trainer where trying again would be in vain."""
+POLL = 1.0
+"""Seconds between two looks whether the user has stopped the job."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,16 @@ def train_on_worker(config: dict[str, Job]) -> None:
     ]
     for thread in threads:
         thread.start()
+    stopped = False
+    while any(thread.is_alive() for thread in threads) and not stopped:
+        threads[0].join(POLL)
+        if stopped := ray.get(job.office.is_stopped.remote()):
+            process.kill()  # complete checkpoints stay
     for thread in threads:
         thread.join()
     code = process.wait()
+    if stopped:
+        return
     if code == WRONG_INPUT:
         ray.get(job.office.refuse.remote())
     elif code != 0:
