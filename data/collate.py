@@ -18,6 +18,7 @@ from torchrec import KeyedJaggedTensor
 
 from data.batch import RankingBatch
 from data.errors import InputError
+from data.slices import copy_slices, count_down
 from data.source import Split
 from data.store import EventStore, PartitionReader
 
@@ -173,16 +174,15 @@ class Collator:
         ends = np.cumsum(lengths)
         values_FT = np.empty((len(self.keys), lengths.sum()), np.int64)
         for partition, where, _ in groups:
-            rows = ranges(slices.begin[where], lengths[where])
-            places = ranges((ends - lengths)[where], lengths[where])
+            places = slices.begin[where], lengths[where], (ends - lengths)[where]
             for field, values_T in zip(self.fields, values_FT, strict=False):
-                values_T[places] = partition.events[field][rows]
+                copy_slices(partition.events[field], *places, values_T)
             if GAP in self.keys:
-                time_T = np.repeat(slices.time[where], lengths[where])
-                values_FT[-1, places] = gap_bucket(time_T - partition.events["time"][rows])
+                copy_slices(partition.events["time"], *places, values_FT[-1])
+        if GAP in self.keys:
+            values_FT[-1] = gap_bucket(np.repeat(slices.time, lengths) - values_FT[-1])
         _refuse_beyond(self._store.fields, values_FT)
-        recency = len(self.fields)
-        values_FT[recency] = np.repeat(ends, lengths) - np.arange(values_FT.shape[1])
+        values_FT[len(self.fields)] = count_down(lengths)
         return _jagged(self.keys, values_FT, lengths)
 
     def _candidate_fields(self, items: np.ndarray) -> KeyedJaggedTensor:

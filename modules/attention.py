@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from modules.jagged import Block
-from modules.score import dot
+from modules.joint_rows import JointRows, joint_scores
+from modules.score import MLPScore, Score, dot
 
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 """(..., C, A) queries and (..., L, A) keys -> (..., C, L)."""
@@ -50,6 +51,21 @@ def attend_chosen(
 def score_chosen(queries: Tensor, keys: Tensor, score: ScoreFunction = dot) -> Tensor:
     """(S, A) queries and each one's (S, K, A) keys -> (S, K)."""
     return score(queries[:, None], keys).squeeze(1)
+
+
+def score_joint(keys: JointRows, queries: JointRows, score: Score | MLPScore) -> Tensor:
+    """(S, P) scores of each candidate's own P events.
+
+    Args:
+        keys: whose events have attention rows.
+        queries: whose candidates have; the same, where one lookup gave both.
+        score: of the model.
+    """
+    if keys is queries and isinstance(score, Score) and not score.drops:
+        return joint_scores(keys, score)
+    of_events, of_candidates = keys.parts[0], queries.parts[1]
+    of_each = of_events.unflatten(0, (len(of_candidates), keys.own))
+    return score_chosen(score.query(of_candidates), score.key(of_each), score)
 
 
 def attend_all(

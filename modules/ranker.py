@@ -18,7 +18,7 @@ from modules.attention import (
     encode_all,
     masked_softmax,
     mean_all,
-    score_chosen,
+    score_joint,
 )
 from modules.bags import Ids, pick_rows
 from modules.clusters import cluster_histories
@@ -309,7 +309,7 @@ class LifelongRanker(nn.Module):
         keys, queries, sums = self.tables.attended(
             _events_of(attended, histories), histories.candidates
         )
-        scores = score_chosen(self.score.query(queries), self.score.key(keys), self.score)
+        scores = score_joint(keys, queries, self.score)
         weights = masked_softmax(scores[:, :k], chosen.valid)
         parts = [(slice(k), weights)]
         if w:

@@ -36,6 +36,9 @@ class Score(nn.Module):
     for the candidates of a request, a weighted sum for a few winners.
     """
 
+    MOST_INVERSE = 1 / NORM_EPS
+    """Of :meth:`inverse_norms`."""
+
     def __init__(
         self,
         fields: tuple[FieldConfig, ...],
@@ -74,9 +77,19 @@ class Score(nn.Module):
         keys = [rows[i] for i in self.semantic]
         semantic = _summed(parts[: len(keys)], keys)
         if self.kind == "cosine" and keys:
-            squared = sum(torch.linalg.vector_norm(of_field, dim=-1).square() for of_field in keys)
-            semantic = semantic / squared.sqrt().clamp(min=NORM_EPS).unsqueeze(-2)
+            semantic = semantic * self.inverse_norms(*keys).unsqueeze(-2)
         return _summed(parts[len(keys) :], [rows[i] for i in self.temporal], semantic)
+
+    @staticmethod
+    def inverse_norms(*rows: Tensor) -> Tensor:
+        """(..., width) parts of a vector -> (...): what a cosine multiplies by."""
+        squared = sum(torch.linalg.vector_norm(part, dim=-1).square() for part in rows)
+        return squared.sqrt().clamp(min=NORM_EPS).reciprocal()
+
+    @property
+    def normalized_width(self) -> int:
+        """Of the semantic columns, which a cosine normalizes; 0 of a dot product."""
+        return sum(self.widths[i] for i in self.semantic) if self.kind == "cosine" else 0
 
     def query(self, rows: Tensor) -> Tensor:
         """(n, A) attention rows of candidates -> (n, A)."""

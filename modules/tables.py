@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.bags import Ids, each_alone, look_up, look_up_sums, make_collection, pick_rows
+from modules.joint_rows import JointRows, joint_sums
 from modules.whole_tables import WholeKeys, WholeTables
 
 Keys = Callable[[Tensor], Tensor]
@@ -170,25 +171,19 @@ class EventTables(nn.Module):
         rows = self._rows(events, candidates, ATTENTION_ROLES)
         return rows["keys"], rows["queries"]
 
-    def attended(self, events: Ids, candidates: Ids) -> tuple[Tensor, Tensor, Sums]:
-        """(S, K, A) ``keys`` of (S, K) events, ``queries``, and how representations are summed."""
-        shape = next(iter(events.values())).shape
+    def attended(self, events: Ids, candidates: Ids) -> tuple[JointRows, JointRows, Sums]:
+        """Attention rows of each candidate's own (S, K) events, ``keys`` and ``queries``, and how
+        representations are summed.
+        """
         flat = {name: ids.flatten() for name, ids in events.items()}
+        own = next(iter(events.values())).shape[1]
+        wanted = ATTENTION_ROLES if self.sums_rows else Rows._fields
+        rows = self._joint(flat, candidates, wanted, own)
         if self.sums_rows:
-            keys, queries = self.attend(flat, candidates)
-            return (
-                keys.unflatten(0, shape),
-                queries,
-                partial(self._look_up_sums, events, candidates),
-            )
-        rows = self(flat, candidates)
-        values = rows.values.unflatten(0, shape)
-
-        def sums(parts: list[tuple[slice, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-            of_parts = [(weights[:, None] @ values[:, part]).squeeze(1) for part, weights in parts]
-            return rows.targets, of_parts
-
-        return rows.keys.unflatten(0, shape), rows.queries, sums
+            sums = partial(self._look_up_sums, events, candidates)
+        else:
+            sums = partial(_sums, rows["values"], rows["targets"])
+        return rows["keys"], rows["queries"], sums
 
     def _look_up_sums(
         self, events: Ids, candidates: Ids, parts: list[tuple[slice, Tensor]]
@@ -209,23 +204,37 @@ class EventTables(nn.Module):
 
     def represent(self, candidates: Ids) -> Tensor:
         """``targets``: all that a model needs which reads no history."""
-        return self._rows(
-            {name: ids[:0] for name, ids in candidates.items()}, candidates, ("targets",)
-        )["targets"]
+        return self._rows(_none_of(candidates), candidates, ("targets",))["targets"]
 
     def forward(self, events: Ids, candidates: Ids) -> Rows:
         """All four. One lookup per collection, so that each row is updated once a step."""
         return Rows(**self._rows(events, candidates, Rows._fields))
 
-    def _rows(self, events: Ids, candidates: Ids, wanted: tuple[str, ...]) -> dict[str, Tensor]:
-        rows: dict[str, Tensor] = {}
+    def _rows(self, events: Ids, candidates: Ids, wanted: tuple[Role, ...]) -> dict[Role, Tensor]:
+        joint = self._joint(events, candidates, wanted)
+        return {role: of.parts[role not in EVENT_ROLES] for role, of in joint.items()}
+
+    def _joint(
+        self, events: Ids, candidates: Ids, wanted: tuple[Role, ...], own: int = 0
+    ) -> dict[Role, JointRows]:
+        """Roles that one lookup serves have the same rows. ``own``: as in :class:`JointRows`."""
+        found: dict[Role, JointRows] = {}
         for name, roles in self.roles.items():
             asked = [role for role in roles if role in wanted]
             if asked:
-                rows |= _look_up_roles(self.get_submodule(name), asked, events, candidates)
+                of_events = events if {*asked} & {*EVENT_ROLES} else _none_of(events)
+                of_candidates = candidates if {*asked} - {*EVENT_ROLES} else _none_of(candidates)
+                joint = _look_up_both(self.get_submodule(name), of_events, of_candidates, own)
+                found |= dict.fromkeys(asked, joint)
         if self.projections is None:
-            return rows
-        return {role: self.projections(role, of_role) for role, of_role in rows.items()}
+            return found
+        return {role: self._projected(role, rows) for role, rows in found.items()}
+
+    def _projected(self, role: Role, joint: JointRows) -> JointRows:
+        """With rows of the events or of the candidates alone."""
+        part = role not in EVENT_ROLES
+        rows = self.projections(role, joint.parts[part])
+        return JointRows(rows, 0 if part else len(rows), joint.own)
 
 
 class Projections(nn.Module):
@@ -293,15 +302,30 @@ def _side(field: FieldConfig, roles: tuple[Role, ...], sharing: Sharing) -> tupl
     return field.attention_dim, field.attention_init_std
 
 
-def _look_up_roles(
-    bags: nn.Module, roles: list[Role], events: Ids, candidates: Ids
-) -> dict[str, Tensor]:
-    """One lookup: events first, then candidates, each only where a role wants them."""
-    of_events = [role for role in roles if role in EVENT_ROLES]
-    of_candidates = [role for role in roles if role not in EVENT_ROLES]
-    parts = [ids for ids, asked in ((events, of_events), (candidates, of_candidates)) if asked]
-    rows = look_up(bags, {name: torch.cat([ids[name] for ids in parts]) for name in events})
-    count = len(next(iter(events.values()))) if of_events else 0
-    # a split, whose backward joins the two gradients; that of a slice fills up with zeros and adds
-    event_rows, candidate_rows = rows.split([count, len(rows) - count])
-    return dict.fromkeys(of_events, event_rows) | dict.fromkeys(of_candidates, candidate_rows)
+def _none_of(ids: Ids) -> Ids:
+    return {name: of_field[:0] for name, of_field in ids.items()}
+
+
+def _look_up_both(bags: nn.Module, events: Ids, candidates: Ids, own: int) -> JointRows:
+    rows = look_up(bags, {name: torch.cat([events[name], candidates[name]]) for name in events})
+    return JointRows(rows, len(next(iter(events.values()))), own)
+
+
+def _sums(
+    values: JointRows, targets: JointRows, parts: list[tuple[slice, Tensor]]
+) -> tuple[Tensor, list[Tensor]]:
+    """:data:`Sums` of rows that are here."""
+    if values is targets:
+        weights = [_spread(of_part, part, values.own) for part, of_part in parts]
+        of_candidates, sums = joint_sums(values, torch.stack(weights, dim=1))
+        return of_candidates, [*sums.unbind(1)]
+    of_candidates = targets.parts[1]
+    of_events = values.parts[0].unflatten(0, (len(of_candidates), values.own))
+    sums = [(weights[:, None] @ of_events[:, part]).squeeze(1) for part, weights in parts]
+    return of_candidates, sums
+
+
+def _spread(weights: Tensor, part: slice, own: int) -> Tensor:
+    """(S, some) weights -> (S, P), zeros elsewhere."""
+    begin, end, _ = part.indices(own)
+    return nn.functional.pad(weights, (begin, own - end))

@@ -46,8 +46,11 @@ class Node:
     """Share of ``memory_gbs`` that looking up random rows reaches."""
     update: float
     """Share of ``memory_gbs`` that a fused update of rows reaches."""
+    search: float
+    """Share of ``memory_gbs`` that an exact search reaches, by a kernel of ours where one runs."""
     stock: float
-    """Share of ``memory_gbs`` that torch's own operations reach in search, attention and heads."""
+    """Share of ``memory_gbs`` that torch's own operations reach in other searches, attention and
+    heads."""
     overhead_ms: float
     """Of a step, for what is neither bytes nor products."""
     all_to_all_ms: float

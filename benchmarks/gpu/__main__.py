@@ -29,7 +29,7 @@ import torchrec
 
 from benchmarks.gpu.floor import Ceilings, Mode, Shape, measure_ceilings, median_seconds, seconds
 from benchmarks.gpu.workload import ITEMS, Step, make_batch, stock_search, world_of_one
-from modules.kernels.choice import runs_on
+from modules.kernels.choice import kernel_on
 
 SHAPES = tuple(Shape(candidates=4096, history=history) for history in (1000, 200))
 REHEARSED = (Shape(candidates=6, history=30, top_k=5),)
@@ -89,7 +89,8 @@ def main() -> None:
     items = 1000 if arguments.rehearse else ITEMS
     ceilings = measure_ceilings(device, 2**20 if arguments.rehearse else 2**32)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    kernel = "" if runs_on(device) else "; the search kernel does not run here: every line is stock"
+    runs = kernel_on(device) == "triton"
+    kernel = "" if runs else "; the GPU's search kernel does not run here"
     print(f"Hardware: {name}; torch {torch.__version__}, torchrec {torchrec.__version__}{kernel}")
     print(
         f"\nCopy {ceilings.copy / 1e12:.3f} TB/s, product {ceilings.multiply / 1e12:.2f} TFLOP/s "
@@ -112,7 +113,7 @@ def measure_searches(table: Table, batch: dict[str, Any], items: int) -> None:
             for how, context in both():
                 with context:
                     table.line("search", f"{how}, {kind}", lambda: of_type.search(batch), number)
-            if replica is None and runs_on(table.device):
+            if replica is None and kernel_on(table.device) == "triton":
                 measure_tiles(table, of_type, batch)
 
 

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from modules.kernels import top_k_search
-from modules.kernels.top_k_search import Column
+from modules.kernels.column import Column
 
 CASES = (
     # type, K, candidates that share a gather, cosine

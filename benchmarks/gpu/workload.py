@@ -187,4 +187,4 @@ def make_batch(
 
 def stock_search() -> contextlib.AbstractContextManager[Any]:
     """Lets stock operations search meanwhile."""
-    return mock.patch.object(choice, "runs_on", lambda device: False)
+    return mock.patch.object(choice, "kernel_on", lambda device: None)

@@ -20,7 +20,6 @@ program C candidates, L events of a tile, W numbers of a field's row.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch
 import triton
@@ -28,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from modules.jagged import first_rows
+from modules.kernels.column import Column
 
 MAX_SHARED = 4
 """Candidates that share a gather. Scores of C candidates take C times the registers; a request of
@@ -37,21 +37,6 @@ TILE = 64
 
 EMPTY = tl.constexpr(-(2**63))
 """Below every packed score."""
-
-
-class Column(NamedTuple):
-    """A part of an event's key: the row of one table."""
-
-    table: Tensor
-    """(num_embeddings, W) float32, bfloat16 or float16; or uint8, (num_embeddings, W + 8): FBGEMM's
-    8-bit rows, which end with their scale and their least value as float32. Rows are contiguous."""
-    ids: Tensor
-    """(N,) int64."""
-
-    @property
-    def width(self) -> int:
-        """W."""
-        return self.table.shape[1] - 8 * (self.table.dtype == torch.uint8)
 
 
 def search_columns(

@@ -18,7 +18,8 @@ pytest.importorskip("triton")
 
 from benchmarks.gpu.floor import Shape
 from benchmarks.gpu.workload import Step, make_batch, stock_search, world_of_one
-from modules.kernels.top_k_search import Column, search_columns
+from modules.kernels.column import Column
+from modules.kernels.top_k_search import search_columns
 
 CUDA = torch.device("cuda")
 ROWS, WIDTHS = 5000, (16, 8, 24)

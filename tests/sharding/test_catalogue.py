@@ -24,6 +24,7 @@ inter_gbs = 1
 tflops = 0.1
 gather = 0.2
 update = 0.1
+search = 0.2
 stock = 0.2
 overhead_ms = 3
 all_to_all_ms = 0.5

@@ -23,6 +23,11 @@ from rich.console import Console
 
 from data.errors import InputError
 from modules.ordering import highest
+from modules.score import Score
+from modules.search import Histories, Selection
+from modules.search_units import ExactSearch
+from modules.tables import FieldConfig
+from modules.whole_tables import WholeKeys, WholeTables
 from sharding.catalogue import GB, Node, load_nodes
 from sharding.costs import FLOAT_BYTES, LEAST_READ, SORT_BYTES, state_bytes
 from trainer.doctor.facts import memory
@@ -81,8 +86,8 @@ def measure_node(name: str, ranks: int, say: Callable[[str], None]) -> Node:
     say(f"random rows: {gather:.3f} of it read, {update:.3f} updated")
     tflops = product_tflops(device)
     say(f"product {tflops:.3f} TFLOP/s")
-    stock = stock_share(device, copied, tflops)
-    say(f"search {stock:.3f} of the copy's speed")
+    search, stock = search_shares(device, copied, tflops)
+    say(f"search: {search:.3f} of the copy's speed, {stock:.3f} by torch's own operations")
     host = host_gbs(device) if cuda else copied
     like = load_nodes()["H100-80" if cuda else "CPU-SPR"]
     overhead = overhead_ms()
@@ -110,6 +115,7 @@ def measure_node(name: str, ranks: int, say: Callable[[str], None]) -> Node:
         tflops=_digits(tflops),
         gather=_digits(gather),
         update=_digits(update),
+        search=_digits(search),
         stock=_digits(stock),
         overhead_ms=_digits(overhead),
         all_to_all_ms=_digits(between.all_to_all_ms),
@@ -183,25 +189,41 @@ def product_tflops(device: torch.device) -> float:
     return 2 * SIDE**3 / median_seconds(lambda: a @ a, device) / 1e12
 
 
-def stock_share(device: torch.device, copied: float, tflops: float) -> float:
-    """Share of the copy's speed that a search over a block of histories reaches: keys gathered,
-    scored and chosen from.
+def search_shares(device: torch.device, copied: float, tflops: float) -> tuple[float, float]:
+    """Shares of the copy's speed that a search over a block of histories reaches, keys gathered,
+    scored and chosen from: as a model searches, and by torch's own operations.
     """
     requests, candidates, length, width, k = BLOCK
     events = requests * length
     rows = torch.randperm(events, device=device)
     table = torch.ones(events, width, device=device)
-    queries = torch.randn(requests, candidates, width, device=device)
+    queries = torch.randn(requests * candidates, width, device=device)
+    histories = Histories.of(
+        {"item": rows},
+        {},
+        torch.arange(requests, device=device).repeat_interleave(candidates),
+        torch.full((requests,), length),
+        torch.full((requests,), candidates),
+    )
+    keys = WholeKeys(WholeTables({"item": [table]}), histories.events)
+    score = Score((FieldConfig(name="item", num_embeddings=events, attention_dim=width),))
 
-    def search() -> torch.Tensor:
-        keys = table.index_select(0, rows).view(requests, length, width)
-        return highest(queries @ keys.transpose(1, 2), k)
+    def by_model() -> Selection:
+        return ExactSearch()(histories, lambda: (keys, queries), score, k)
+
+    def by_stock() -> torch.Tensor:
+        gathered = table.index_select(0, rows).view(requests, length, width)
+        return highest(queries.view(requests, candidates, width) @ gathered.transpose(1, 2), k)
 
     scores = events * candidates
     by_products = 2 * scores * width / tflops / 1e12
-    seconds = median_seconds(search, device)
     moved = search_bytes(events, scores, width)
-    return moved / max(seconds - by_products, 0.1 * seconds) / copied / GB
+
+    def share(search: Callable[[], object]) -> float:
+        seconds = median_seconds(search, device)
+        return moved / max(seconds - by_products, 0.1 * seconds) / copied / GB
+
+    return share(by_model), share(by_stock)
 
 
 def _digits(value: float) -> float:

@@ -90,7 +90,8 @@ def rank_cost(
     heads = _heads(ranker, batch)
     copies = DENSE_COPIES + (ranks > 1)
     keys = _copy_bytes(ranker, experiment)
-    stock_speed = node.stock * node.memory_gbs * GB
+    memory_speed = node.memory_gbs * GB
+    stock_speed = node.stock * memory_speed
     events = _event_work(ranker, experiment, batch)
     activations = (
         _batch_bytes(ranker, batch)
@@ -106,10 +107,11 @@ def rank_cost(
         copy=keys,
         reserve=round(RESERVE * cluster.memory),
         search_seconds=events.flops / node.tflops / 1e12
+        + events.searched / (node.search * memory_speed)
         + events.moved / stock_speed
-        + events.added / node.memory_gbs / GB,
+        + events.added / memory_speed,
         dense_seconds=WALK * (heads.flops / node.tflops / 1e12 + heads.moved / stock_speed)
-        + 2 * DENSE_COPIES * FLOAT_BYTES * parameters / node.memory_gbs / GB,
+        + 2 * DENSE_COPIES * FLOAT_BYTES * parameters / memory_speed,
         all_reduce_seconds=cluster.all_reduce_seconds(FLOAT_BYTES * parameters),
         copy_seconds=renewals * cluster.exchange_seconds(keys * ranks),
         overhead_seconds=node.overhead_ms / 1e3,
@@ -187,12 +189,19 @@ class _Work:
 
     flops: float = 0.0
     moved: float = 0.0
-    """Bytes that :func:`search_bytes` counts, or that cost as much."""
+    """Bytes that torch's own operations move."""
     added: float = 0.0
     """Bytes of plain sums, at the speed of the memory."""
+    searched: float = 0.0
+    """Bytes of an exact search, as :func:`search_bytes` counts them."""
 
     def __add__(self, other: _Work) -> _Work:
-        return _Work(self.flops + other.flops, self.moved + other.moved, self.added + other.added)
+        return _Work(
+            self.flops + other.flops,
+            self.moved + other.moved,
+            self.added + other.added,
+            self.searched + other.searched,
+        )
 
 
 def _event_work(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch) -> _Work:
@@ -206,7 +215,9 @@ def _event_work(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch
     to_all = model.search == "all" or (model.auxiliary == "full" and not model.searches_first)
     work = _Work()
     if model.search in SCORED:
-        work += _Work(2.0 * scores * a, search_bytes(batch.events, scores, a))
+        moved = search_bytes(batch.events, scores, a)
+        exact = model.search == "exact"
+        work += _Work(2.0 * scores * a, **{"searched" if exact else "moved": moved})
     if to_all:
         work += _attention_work(batch.events, scores, a + v, a + v)
     if chosen:
@@ -214,8 +225,8 @@ def _event_work(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch
         work += _attention_work(chosen, chosen, width, a + v)
     if to_all and chosen:  # gradients of the same rows, of two uses
         work += _Work(added=FLOAT_BYTES * 3 * batch.events * (a + v))
-    if model.score == "cosine":  # rows over their lengths
-        searched = batch.events * (model.search in SCORED)
+    if model.score == "cosine":  # rows over their lengths; an exact search has them at hand
+        searched = batch.events * (model.search in SCORED and model.search != "exact")
         learned = chosen if model.searches_first else batch.events
         work += _Work(moved=FLOAT_BYTES * a * (searched + 2 * WALK * learned))
     if model.pooling == "self_attention":
