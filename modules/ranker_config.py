@@ -55,8 +55,9 @@ class RankerConfig:
     auxiliary: Auxiliary = "full"
     """The second loss, through attention over more than the K chosen events. full: over the whole
     history, as DARE; sampled: over the chosen and a few others; none: no second loss."""
-    auxiliary_others: int = 20
-    """sampled: others drawn for each candidate (M)."""
+    auxiliary_others: int = 5
+    """sampled: others drawn for each candidate (M). Five do what the whole history does
+    (docs/findings.md)."""
     hash_bits: int = 0
     """simhash: bits of a code (m); 0: twice the width that is hashed."""
     hash_recency: bool = True

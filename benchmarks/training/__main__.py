@@ -36,6 +36,7 @@ VARIANTS = (
     "plain",
     "full",
     "sampled",
+    "sampled 20 others",
     "none",
     "full x2",
     "sampled x2",
@@ -43,7 +44,8 @@ VARIANTS = (
     "sampled replica x2",
     "none replica x2",
 )
-"""x2: two ranks of one thread each; all else one process."""
+"""x2: two ranks of one thread each; all else one process. ``sampled`` draws as many others as the
+experiment does."""
 MIXED = "mixed"
 """Histories from 50 to 5,000, log-uniform."""
 STEPS = {"plain": (1, 4), "full": (3, 15), "sampled": (3, 30), "none": (3, 30)}

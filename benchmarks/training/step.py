@@ -36,15 +36,17 @@ REPLICA_STEPS = 100
 
 def main() -> None:
     variant, store, *numbers = sys.argv[1:]
-    auxiliary, _, replica = variant.partition(" ")
+    auxiliary, *words = variant.split()
     length, requests, warm_up, steps = map(int, numbers)
     base = EXPERIMENTS["dare"]()
     model = dataclasses.replace(base.model, auxiliary=auxiliary, score="dot", top_k=ATTENDED)
+    if "others" in words:
+        model = dataclasses.replace(model, auxiliary_others=int(words[0]))
     experiment = base.changed(
         model=model,
         history_length=length,
         requests_per_batch=requests,
-        replica_steps=REPLICA_STEPS if replica else 0,
+        replica_steps=REPLICA_STEPS if "replica" in words else 0,
     )
     with process_group() as ranks:
         print(json.dumps(_measure(experiment, EventStore.open(Path(store)), ranks, warm_up, steps)))

@@ -23,6 +23,8 @@ SEARCHES = (
     "twin", "target_attention", "twin_hard", "sim_hard", "sim_soft", "eta", "din", "twin_v2",
 )  # fmt: skip
 """Models of one table that may have two."""
+SAMPLED_LOSS = {"model__auxiliary": "sampled", "model__auxiliary_others": 20}
+"""As most tables were made. Table ``auxiliary`` shows five others to be enough: the default."""
 SAMPLED = (
     "dare", "twin", "twin_without_tr", "twin_projected", "twin_projected_event", "twin_three",
     "twin_four", "din", "eta",
@@ -54,7 +56,7 @@ def _published_objective(model: str) -> tuple[str, ...]:
 
 
 def _auxiliary(model: str) -> tuple[str, ...]:
-    return _flags(model__auxiliary="sampled") if model in SAMPLED else ()
+    return _flags(**SAMPLED_LOSS) if model in SAMPLED else ()
 
 
 def _paired(flag: str, values: Sequence[int], base: int) -> tuple[Row, ...]:
@@ -75,7 +77,7 @@ def _paired(flag: str, values: Sequence[int], base: int) -> tuple[Row, ...]:
 
 def _widths(model: str, attention: int, representation: int, reference: str) -> Row:
     flags = _flags(
-        model__auxiliary="sampled",
+        **SAMPLED_LOSS,
         fields__attention_dim=attention,
         fields__representation_dim=representation,
     )
@@ -86,7 +88,7 @@ def _identity_prior() -> tuple[Row, ...]:
     """Each start against 0.01, all else equal."""
     rows = []
     for history in (200, 800):
-        base = {"model__auxiliary": "sampled", "history_length": history}
+        base = {**SAMPLED_LOSS, "history_length": history}
         for sharing in ("decoupled", "shared"):
             for score in ("dot", "cosine"):
                 line = f"{score}-{sharing}-{history}"
@@ -103,7 +105,7 @@ def _identity_prior() -> tuple[Row, ...]:
 def _prior_parts() -> tuple[Row, ...]:
     """What makes the prior: the item's rows, the category's, or the cosine's temperature."""
     stds = "--fields.attention-init-stds"
-    dot = _flags(model__auxiliary="sampled", model__score="dot")
+    dot = _flags(**SAMPLED_LOSS, model__score="dot")
     return (
         Row("dot-narrow", "dare", dot),
         Row("dot-item", "dare", (*dot, stds, "item", "1"), "dot-narrow"),
@@ -113,7 +115,7 @@ def _prior_parts() -> tuple[Row, ...]:
             Row(
                 f"cosine-{value}",
                 "dare",
-                _flags(model__auxiliary="sampled", model__temperature=value),
+                _flags(**SAMPLED_LOSS, model__temperature=value),
             )
             for value in (3, 6, 12, 24)
         ),
@@ -225,7 +227,9 @@ TABLES: dict[str, SweepTable] = {
                 Row(
                     f"{auxiliary}-{history}",
                     "dare",
-                    _flags(model__auxiliary=auxiliary, history_length=history),
+                    _flags(
+                        **SAMPLED_LOSS | {"model__auxiliary": auxiliary}, history_length=history
+                    ),
                 )
                 for auxiliary, history in (("full", 200), ("sampled", 400), ("none", 2000))
             ),
@@ -233,7 +237,7 @@ TABLES: dict[str, SweepTable] = {
             Row(
                 "sampled-1600",
                 "dare",
-                _flags(model__auxiliary="sampled", history_length=1600),
+                _flags(**SAMPLED_LOSS, history_length=1600),
                 "none-1600",
             ),
             *(
@@ -271,7 +275,7 @@ TABLES: dict[str, SweepTable] = {
         # cosine lets every row learn
         flags=(
             *_flags(history_length=100, epochs=3, patience=100, dense_learning_rate=0.005),
-            *_flags(model__auxiliary="sampled", model__temperature=1, model__top_k=50),
+            *_flags(**SAMPLED_LOSS, model__temperature=1, model__top_k=50),
             *("--fields.without", "category", "recency"),
         ),
         rows=(Row("dare", "dare"), Row("twin", "twin")),
