@@ -5,6 +5,7 @@ Shapes: N events, S candidates, C rows of the field's table, d width of a row; T
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from modules.bags import Ids
-from modules.tables import FieldConfig, Rows
+from modules.joint_rows import JointRows
+from modules.tables import ATTENTION_ROLES, FieldConfig, Role
 
 HISTOGRAM_BINS = 10
-PATHS = (("keys", "queries"), ("values", "targets"))
-"""Roles of attention, and of representation."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GradientStatistics:
 class GradientRecorder:
     """Watches the first steps of a training.
 
-    The rows that ``tables`` hands out are given on as two views, one for attention and one for
+    The rows of a lookup of ``tables`` are handed on as two views, one for attention and one for
     representation, so that autograd brings the gradient of each apart, also where one table serves
     both. They are summed by the id of one small field: nothing is as large as a table of items,
     and what the tables learn is not touched. With ``sharing="projected"`` the gradients are those
@@ -89,20 +89,29 @@ class GradientRecorder:
         self._records: list[Tensor] = []
         self._by_row: Tensor | None = None
         self._device: torch.device | None = None
-        self._hook = tables.register_forward_hook(self._split_paths) if steps else None
+        self._tables = tables if steps else None
+        if steps:
+            tables.watch = self._split_paths
 
-    def _split_paths(self, tables: nn.Module, args: tuple[Ids, Ids], rows: Rows) -> Rows | None:
-        if not (torch.is_grad_enabled() and rows.keys.requires_grad):
-            return None
-        self._device = rows.keys.device
-        ids = [part[self.field] for part in args]  # of the events, of the candidates
-        return Rows(
-            **{
-                role: self._watched(getattr(rows, role), path, of_role)
-                for path, roles in enumerate(PATHS)
-                for role, of_role in zip(roles, ids, strict=True)
-            }
-        )
+    def _split_paths(
+        self, found: dict[Role, JointRows], events: Ids, candidates: Ids
+    ) -> dict[Role, JointRows]:
+        watched: dict[tuple[int, int], JointRows] = {}
+        handed_on = {}
+        for role, joint in found.items():
+            if not (torch.is_grad_enabled() and joint.rows.requires_grad):
+                return found
+            path = role not in ATTENTION_ROLES
+            # what one lookup gave for two roles of a path stays one
+            if (key := (path, id(joint))) not in watched:
+                parts = [events[self.field]] * (joint.events > 0)
+                parts += [candidates[self.field]] * (len(joint.rows) > joint.events)
+                ids = torch.cat([events[self.field][:0], *parts])
+                self._device = joint.rows.device
+                rows = self._watched(joint.rows, path, ids)
+                watched[key] = dataclasses.replace(joint, rows=rows)
+            handed_on[role] = watched[key]
+        return handed_on
 
     def _watched(self, rows: Tensor, path: int, ids: Tensor) -> Tensor:
         """The same rows; their gradient is added to the sums of ``path``."""
@@ -120,7 +129,7 @@ class GradientRecorder:
 
     def end_of_step(self) -> None:
         """After the backward pass of a step. Collective while there are steps to record."""
-        if self._hook is None:
+        if self._tables is None:
             return
         attention, representation = (self._of_all_ranks(path) for path in range(2))
         norm_A, norm_R = attention.norm(dim=1), representation.norm(dim=1)
@@ -136,8 +145,7 @@ class GradientRecorder:
         self._by_row = by_row if self._by_row is None else self._by_row + by_row
         self._sums = [None, None]
         if len(self._records) == self.steps:
-            self._hook.remove()
-            self._hook = None
+            self._stop()
 
     def _of_all_ranks(self, path: int) -> Tensor:
         """(C, d) gradient of the global batch's mean loss: the mean over ranks of theirs."""
@@ -153,12 +161,14 @@ class GradientRecorder:
 
     def close(self) -> GradientStatistics:
         """Stops watching; what was found in the steps until now."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._stop()
         records = torch.stack(self._records).cpu() if self._records else torch.zeros(0, 5)
         by_row = torch.zeros(2, self.rows) if self._by_row is None else self._by_row.cpu()
         return summarize(self.field, records, by_row)
+
+    def _stop(self) -> None:
+        if self._tables is not None:
+            self._tables.watch = self._tables = None
 
 
 def summarize(field: str, records: Tensor, by_row: Tensor) -> GradientStatistics:

@@ -25,11 +25,11 @@ def copy_slices(
     Raises:
         IndexError: a slice is not within ``column`` or ``out``.
     """
+    _refuse_negative(lengths)
     for firsts, of in ((begins, column), (places, out)):
-        if len(firsts) and not (firsts.min() >= 0 and (firsts + lengths).max() <= len(of)):
+        # not firsts + lengths, which may be beyond the largest number
+        if len(firsts) and not (firsts.min() >= 0 and (firsts <= len(of) - lengths).all()):
             raise IndexError(f"a slice is not within {len(of):,} elements")
-    if len(lengths) and lengths.min() < 0:
-        raise IndexError(f"a slice has {lengths.min()} elements")
     _copy(column, begins, lengths, places, out)
 
 
@@ -38,8 +38,17 @@ def count_down(lengths: np.ndarray) -> np.ndarray:
 
     >>> count_down(np.array([3, 0, 2])).tolist()
     [3, 2, 1, 2, 1]
+
+    Raises:
+        IndexError: a length is negative.
     """
+    _refuse_negative(lengths)
     return _count_down(lengths, np.empty(lengths.sum(), np.int64))
+
+
+def _refuse_negative(lengths: np.ndarray) -> None:
+    if len(lengths) and lengths.min() < 0:
+        raise IndexError(f"a slice has {lengths.min()} elements")
 
 
 @numba.njit(nogil=True)

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-if TYPE_CHECKING:
-    from modules.score import Score
+from modules.score import NORM_EPS, Score, norms
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class JointRows:
     events: int
     """n."""
     own: int = 0
-    """P, where each candidate has its own: n = S P, candidate by candidate."""
+    """P, where each candidate has its own: n = S P, candidate by candidate; else not looked at."""
 
     @cached_property
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -77,15 +75,16 @@ class _Scores(torch.autograd.Function):
             asked = candidates_SA.detach().requires_grad_()
             query_SA = score.query(asked)
         ctx.scaling = asked, query_SA, parameters
-        ctx.own, ctx.width, ctx.most_inverse = own, score.normalized_width, score.MOST_INVERSE
+        ctx.own, ctx.width = own, score.normalized_width
         query_SA = query_SA.detach()
         if not ctx.width:
             ctx.save_for_backward(rows)
             return _dot(keys_SPA, query_SA)
         semantic, temporal = slice(ctx.width), slice(ctx.width, None)
-        inverse_SP = score.inverse_norms(keys_SPA[..., semantic])
-        cosine_SP = _dot(keys_SPA[..., semantic], query_SA[:, semantic]) * inverse_SP
-        ctx.save_for_backward(rows, inverse_SP, cosine_SP)
+        norm_SP = norms(keys_SPA[..., semantic])
+        cosine_SP = _dot(keys_SPA[..., semantic], query_SA[:, semantic])
+        cosine_SP = cosine_SP / norm_SP.clamp(min=NORM_EPS)
+        ctx.save_for_backward(rows, norm_SP, cosine_SP)
         return cosine_SP + _dot(keys_SPA[..., temporal], query_SA[:, temporal])
 
     @staticmethod
@@ -101,12 +100,12 @@ class _Scores(torch.autograd.Function):
             torch.mul(grad_SP[..., None], u_SA[:, None], out=of_keys)
             grad_u = _weighted(grad_SP, keys_SPA)
         else:
-            inverse_SP, cosine_SP = (saved.to(rows.dtype) for saved in of_cosine)
+            norm_SP, cosine_SP = (saved.to(rows.dtype) for saved in of_cosine)
             semantic, temporal = slice(ctx.width), slice(ctx.width, None)
-            scaled_SP = grad_SP * inverse_SP
-            turned_SP = scaled_SP * cosine_SP * inverse_SP
+            scaled_SP = grad_SP / norm_SP.clamp(min=NORM_EPS)
+            turned_SP = scaled_SP * cosine_SP / norm_SP.clamp(min=NORM_EPS)
             # a key too short to be divided by its length is divided by a constant
-            turned_SP = turned_SP.masked_fill(inverse_SP >= ctx.most_inverse, 0)
+            turned_SP = turned_SP.masked_fill(norm_SP < NORM_EPS, 0)
             torch.mul(-turned_SP[..., None], keys_SPA[..., semantic], out=of_keys[..., semantic])
             of_keys[..., semantic].addcmul_(scaled_SP[..., None], u_SA[:, None, semantic])
             torch.mul(grad_SP[..., None], u_SA[:, None, temporal], out=of_keys[..., temporal])

@@ -7,13 +7,16 @@ apart, as DARE's code does. ``cosine`` puts :math:`\tau \cos(q_s, k_s)` in place
 ``mlp`` is DIN's small network. Shapes: n rows, A attention width; C candidates, L events.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.tables import FieldConfig
+if TYPE_CHECKING:
+    from modules.tables import FieldConfig
 
 ScoreKind = Literal["dot", "cosine", "mlp"]
 
@@ -35,9 +38,6 @@ class Score(nn.Module):
     The dot product itself is left to the caller, who knows the cheapest way to it: a matrix product
     for the candidates of a request, a weighted sum for a few winners.
     """
-
-    MOST_INVERSE = 1 / NORM_EPS
-    """Of :meth:`inverse_norms`."""
 
     def __init__(
         self,
@@ -77,14 +77,8 @@ class Score(nn.Module):
         keys = [rows[i] for i in self.semantic]
         semantic = _summed(parts[: len(keys)], keys)
         if self.kind == "cosine" and keys:
-            semantic = semantic * self.inverse_norms(*keys).unsqueeze(-2)
+            semantic = semantic / norms(*keys).clamp(min=NORM_EPS).unsqueeze(-2)
         return _summed(parts[len(keys) :], [rows[i] for i in self.temporal], semantic)
-
-    @staticmethod
-    def inverse_norms(*rows: Tensor) -> Tensor:
-        """(..., width) parts of a vector -> (...): what a cosine multiplies by."""
-        squared = sum(torch.linalg.vector_norm(part, dim=-1).square() for part in rows)
-        return squared.sqrt().clamp(min=NORM_EPS).reciprocal()
 
     @property
     def normalized_width(self) -> int:
@@ -130,6 +124,11 @@ class Score(nn.Module):
         if self.kind == "cosine":
             semantic = F.normalize(semantic, dim=-1, eps=NORM_EPS)
         return semantic, temporal
+
+
+def norms(*parts: Tensor) -> Tensor:
+    """(..., width) parts of a vector -> (...) its length."""
+    return sum(torch.linalg.vector_norm(part, dim=-1).square() for part in parts).sqrt()
 
 
 def _summed(queries: tuple[Tensor, ...], keys: list[Tensor], total: Tensor | None = None) -> Tensor:

@@ -137,6 +137,9 @@ class EventTables(nn.Module):
             weighted = self.sums_rows and not _attends(roles)
             self.add_module(name, make_collection(tables, device, weighted))
         self.projections = Projections(fields, projection) if sharing == "projected" else None
+        self.watch: Callable[[dict[Role, JointRows], Ids, Ids], dict[Role, JointRows]] | None = None
+        """Given the rows of a lookup and the ids of events and candidates, says what to hand on in
+        their stead: how gradients of single rows are seen."""
         self.whole = nn.ModuleDict()
         """Collection -> WholeTables, for those that serve attention and lie whole here."""
 
@@ -226,12 +229,12 @@ class EventTables(nn.Module):
                 of_candidates = candidates if {*asked} - {*EVENT_ROLES} else _none_of(candidates)
                 joint = _look_up_both(self.get_submodule(name), of_events, of_candidates, own)
                 found |= dict.fromkeys(asked, joint)
-        if self.projections is None:
-            return found
-        return {role: self._projected(role, rows) for role, rows in found.items()}
+        if self.projections is not None:
+            found = {role: self._projected(role, joint) for role, joint in found.items()}
+        return found if self.watch is None else self.watch(found, events, candidates)
 
     def _projected(self, role: Role, joint: JointRows) -> JointRows:
-        """With rows of the events or of the candidates alone."""
+        """Rows of the events or of the candidates alone: no other role has the same."""
         part = role not in EVENT_ROLES
         rows = self.projections(role, joint.parts[part])
         return JointRows(rows, 0 if part else len(rows), joint.own)
@@ -326,6 +329,6 @@ def _sums(
 
 
 def _spread(weights: Tensor, part: slice, own: int) -> Tensor:
-    """(S, some) weights -> (S, P), zeros elsewhere."""
+    """(S, some) weights -> (S, P), zeros elsewhere: so that one product makes all sums."""
     begin, end, _ = part.indices(own)
     return nn.functional.pad(weights, (begin, own - end))

@@ -24,7 +24,12 @@ MAY_IMPORT = {
     "torchx_specs": set(),
 }
 
-PARTS = {"fbgemm_gpu": "fbgemm-gpu-cpu", "markupsafe": "jinja2", "sklearn": "scikit-learn"}
+PARTS = {
+    "fbgemm_gpu": "fbgemm-gpu-cpu",
+    "llvmlite": "numba",
+    "markupsafe": "jinja2",
+    "sklearn": "scikit-learn",
+}
 """Distributions that bring an import of another name."""
 
 

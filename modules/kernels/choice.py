@@ -1,6 +1,6 @@
 """Which work a kernel of ours takes over from the stock operations: the one place that decides.
 
-Triton and Numba are imported where they are needed alone: without them everything works as before.
+Triton and Numba are imported where they are needed alone: without them stock operations search.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def fused_search(
 def _is_readable(table: Tensor, kernel: Kernel) -> bool:
     if table.dtype not in READABLE[kernel] or table.shape[1] == 0:
         return False
-    if kernel == "numba":
+    if kernel == "numba":  # not a table of width 1 or 2, which is held wider than it is
         return table.is_contiguous()
     # the scale at the end of an 8-bit row is a float32 and has to lie as one
     aligned = table.dtype != torch.uint8 or table.stride(0) % 4 == 0

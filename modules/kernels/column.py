@@ -15,7 +15,7 @@ class Column(NamedTuple):
     """(num_embeddings, W) float32, bfloat16 or float16; or uint8, (num_embeddings, W + 8): FBGEMM's
     8-bit rows, which end with their scale and their least value as float32. Rows are contiguous."""
     ids: Tensor
-    """(N,) int64."""
+    """(N,) int64, each below num_embeddings."""
 
     @property
     def width(self) -> int:

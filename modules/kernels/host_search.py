@@ -4,7 +4,7 @@ r"""Exact search in one kernel on CPUs: rows are gathered, scored and dropped ag
 
 The stock path (:func:`modules.search_units.search_by_score`) writes the gathered keys and the
 scores, and reads the scores again to find the best. Here a history is walked through ``TILE``
-events at a time. Their keys are copied side by side into 6 KiB that stay in the nearest cache,
+events at a time. Their keys are copied side by side to where they stay in the nearest cache,
 while the rows of the next tile are on their way from memory; the candidates of the request share
 them. A score and its place make one integer, so that the order of two is one comparison and of
 equal scores the later event wins. The few that are above a candidate's K-th best are put in order
@@ -63,7 +63,15 @@ def search_columns(
     Returns:
         (S, K) int64 rows of the jagged history, 0 where there are fewer, and the (S, K) bool mask
         of those that there are.
+
+    Raises:
+        IndexError: an id is beyond its table.
     """
+    for column in columns:
+        # seen as unsigned, what is negative is large
+        largest = column.ids.numpy().view(np.uint64).max(initial=0)
+        if largest >= len(column.table) and len(column.ids):
+            raise IndexError(f"id {largest.astype(np.int64)}, in a table of {len(column.table)}")
     rows = torch.zeros(len(queries), k, dtype=torch.int64)
     valid = torch.zeros(len(queries), k, dtype=torch.bool)
     requests = torch.stack([first_rows(lengths), lengths, first_rows(counts), counts], dim=1)
@@ -132,7 +140,11 @@ def _turned(bits):
 
 @numba.njit(error_model="numpy")
 def _packed(score, place):
-    """An integer that orders as (score, place) does; ``EMPTY`` at -inf."""
+    """An integer that orders as (score, place) does; ``EMPTY`` at -inf. NaN is highest, so that it
+    comes to the loss, which ends a training.
+    """
+    if np.isnan(score):
+        return (np.int64(0x7FFFFFFF) << 32) | place
     ordered = _turned(np.float32(score).view(np.int32))
     return EMPTY if score == -np.inf else (np.int64(ordered) << 32) | place
 

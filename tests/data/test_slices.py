@@ -18,7 +18,8 @@ def test_slices_go_to_their_places(dtype: type[np.integer]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "length", "place"), [(-1, 2, 0), (9, 2, 0), (0, 5, 4), (3, -1, 0), (0, 1, -1)]
+    ("begin", "length", "place"),
+    [(-1, 2, 0), (9, 2, 0), (0, 5, 4), (3, -1, 0), (0, 1, -1), (2**63 - 50, 100, 0)],
 )
 def test_a_slice_outside_is_refused_before_anything_is_copied(
     begin: int, length: int, place: int
@@ -28,6 +29,11 @@ def test_a_slice_outside_is_refused_before_anything_is_copied(
     with pytest.raises(IndexError, match="a slice"):
         copy_slices(np.arange(10), *slices, out)
     assert (out == -1).all()
+
+
+def test_a_negative_count_is_refused() -> None:
+    with pytest.raises(IndexError, match="-3 elements"):
+        count_down(np.array([5, -3]))
 
 
 def test_no_slices_are_nothing() -> None:

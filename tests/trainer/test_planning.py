@@ -112,7 +112,7 @@ def test_lookups_are_those_that_a_training_counted(
 def test_a_full_auxiliary_attends_to_all_events_and_again_to_the_chosen(store: Path) -> None:
     log = Log.of_store(EventStore.open(store))
     # a byte takes a nanosecond, products take no time
-    node = dataclasses.replace(NODES["CPU-SPR"], memory_gbs=1.0, stock=1.0, tflops=1e30)
+    node = dataclasses.replace(NODES["CPU-SPR"], memory_gbs=1.0, search=1.0, stock=1.0, tflops=1e30)
 
     def seconds(**model: Any) -> float:
         chosen = dataclasses.replace(EXPERIMENT.model, score="dot", **model)

@@ -149,6 +149,7 @@ def test_gradients_of_the_first_steps_are_recorded_on_request(
         assert losses[:3] == [line["loss"] for line in expected if line["kind"] == "train"][:3]
     alone, together = found
     assert alone["steps"] == together["steps"] == 3
+    assert min(alone["attention_norm"]) > 0
     for name in ("attention_norm", "representation_norm", "mean_cosine", "domination"):
         assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
 

@@ -92,7 +92,7 @@ def rank_cost(
     keys = _copy_bytes(ranker, experiment)
     memory_speed = node.memory_gbs * GB
     stock_speed = node.stock * memory_speed
-    events = _event_work(ranker, experiment, batch)
+    events = _event_work(ranker, experiment, batch, node.device)
     activations = (
         _batch_bytes(ranker, batch)
         + _arriving_bytes(ranker, loads, ranks)
@@ -204,7 +204,9 @@ class _Work:
         )
 
 
-def _event_work(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch) -> _Work:
+def _event_work(
+    ranker: LifelongRanker, experiment: Experiment, batch: RankBatch, device: str
+) -> _Work:
     """Of searching histories and attending to events."""
     model = experiment.model
     if model.pooling == "none":
@@ -213,11 +215,11 @@ def _event_work(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch
     scores = batch.events * batch.candidates / batch.requests
     chosen = batch.candidates * (model.short_window if model.search == "all" else model.attended)
     to_all = model.search == "all" or (model.auxiliary == "full" and not model.searches_first)
+    fused = _searches_fused(experiment, device)
     work = _Work()
     if model.search in SCORED:
         moved = search_bytes(batch.events, scores, a)
-        exact = model.search == "exact"
-        work += _Work(2.0 * scores * a, **{"searched" if exact else "moved": moved})
+        work += _Work(2.0 * scores * a, **{"searched" if fused else "moved": moved})
     if to_all:
         work += _attention_work(batch.events, scores, a + v, a + v)
     if chosen:
@@ -225,13 +227,29 @@ def _event_work(ranker: LifelongRanker, experiment: Experiment, batch: RankBatch
         work += _attention_work(chosen, chosen, width, a + v)
     if to_all and chosen:  # gradients of the same rows, of two uses
         work += _Work(added=FLOAT_BYTES * 3 * batch.events * (a + v))
-    if model.score == "cosine":  # rows over their lengths; an exact search has them at hand
-        searched = batch.events * (model.search in SCORED and model.search != "exact")
+    if model.score == "cosine":  # rows over their lengths; a kernel has them at hand
+        searched = batch.events * (model.search in SCORED and not fused)
         learned = chosen if model.searches_first else batch.events
         work += _Work(moved=FLOAT_BYTES * a * (searched + 2 * WALK * learned))
     if model.pooling == "self_attention":
         work += _Work(WALK * 4.0 * batch.events * batch.longest * v)
     return work
+
+
+def _searches_fused(experiment: Experiment, device: str) -> bool:
+    """Whether a training's searches run in one kernel: ``modules.kernels.choice`` of the tables
+    that this experiment makes. That tables lie whole is taken for granted.
+    """
+    model = experiment.model
+    copied = experiment.replica_steps and experiment.replica_dtype != "float32"
+    float32 = experiment.tables.dtype == "float32" and not copied
+    return (
+        model.search == "exact"
+        and model.searches_first
+        and model.score != "mlp"
+        and model.sharing != "projected"
+        and (device == "cuda" or float32)
+    )
 
 
 def _attention_work(rows: float, scores: float, width: int, multiplied: int) -> _Work:

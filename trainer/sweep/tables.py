@@ -227,11 +227,13 @@ TABLES: dict[str, SweepTable] = {
                 Row(
                     f"{auxiliary}-{history}",
                     "dare",
-                    _flags(
-                        **SAMPLED_LOSS | {"model__auxiliary": auxiliary}, history_length=history
-                    ),
+                    _flags(**loss, history_length=history),
                 )
-                for auxiliary, history in (("full", 200), ("sampled", 400), ("none", 2000))
+                for auxiliary, loss, history in (
+                    ("full", {"model__auxiliary": "full"}, 200),
+                    ("sampled", SAMPLED_LOSS, 400),
+                    ("none", {"model__auxiliary": "none"}, 2000),
+                )
             ),
             # where the log has no more history to buy: 20 others, or 20 more winners
             Row(

@@ -11,7 +11,9 @@ from modules.kernels import choice
 from modules.kernels.column import Column
 from modules.kernels.host_search import search_columns
 from tests.modules.kernels.suite import (
+    COUNTS,
     DOT,
+    LENGTHS,
     FusedSearchConformance,
     KernelSuite,
     unit_on,
@@ -22,9 +24,17 @@ from tests.modules.kernels.suite import (
 class TestKernel(KernelSuite):
     kernel, device, search = "numba", "cpu", staticmethod(search_columns)
 
-    def test_a_score_that_is_no_number_is_chosen(self) -> None:
+    @pytest.mark.parametrize("nan", [torch.nan, -torch.nan])
+    def test_a_score_that_is_no_number_is_chosen(self, nan: float) -> None:
         # and so comes to the loss, which stops training
-        assert self.search_one_history([1.0, 2.0, torch.nan, 3.0] * 20, 2) == [78, 74]
+        assert self.search_one_history([1.0, 2.0, nan, 3.0] * 20, 2) == [78, 74]
+
+    @pytest.mark.parametrize("beyond", [-1, 30, 2**40])
+    def test_an_id_beyond_its_table_is_refused(self, beyond: int) -> None:
+        columns, queries = self.draw_columns(), self.draw_queries()
+        columns[1].ids[3] = beyond
+        with pytest.raises(IndexError, match=f"id {beyond}, in a table of 30"):
+            search_columns(columns, queries, LENGTHS, COUNTS, 4)
 
     def test_a_key_of_zeros_has_cosine_zero(self) -> None:
         keys = torch.tensor([[-1.0, 0.0], [0.0, 0.0], [5.0, 1.0]])
