@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -23,17 +24,9 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         """(S, D) -> (S, D)."""
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
-        # float64: sums of squares lose the variance of features far from zero in float32
-        x64 = x.double()
-        sums = torch.cat([x64.sum(0), x64.square().sum(0), x64.new_full((1,), len(x))])
-        if dist.get_world_size() > 1:
-            sums = _SumOverRanks.apply(sums)
-        count = sums[-1]
-        mean, mean_square = (sums[:-1] / count).chunk(2)
-        variance = (mean_square - mean.square()).clamp(min=0)
-        self._update_running(mean.detach(), variance.detach(), count.detach())
-        scale = self.weight * (variance + self.eps).rsqrt().to(x.dtype)
-        return (x - mean.to(x.dtype)) * scale + self.bias
+        normalized, mean, variance, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        self._update_running(mean, variance, count)
+        return normalized
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -68,20 +61,48 @@ def refresh_statistics(module: nn.Module, forward_passes: Iterable[object]) -> N
         norm.momentum = value
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce that is differentiable: every rank's output depends on every rank's input."""
+class _Normalize(torch.autograd.Function):
+    r"""With the mean and the standard deviation of all N rows,
+    :math:`\hat x = (x - \mu) / \sigma`, :math:`y = w \hat x + b` and
+
+    .. math:: \frac{\partial L}{\partial x} = \frac{w}{\sigma} \Big(g
+        - \frac 1 N \sum g - \hat x\, \frac 1 N \sum g \hat x \Big)
+
+    in two passes, where autograd's would be a dozen. Every rank's output depends on every rank's
+    input: both kinds of sums are over all ranks. Those of w and b are this rank's.
+    """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # float64: sums of squares lose the variance of features far from zero in float32
+        x64 = x.double()
+        sums = torch.cat([x64.sum(0), x64.square_().sum(0), x64.new_full((1,), len(x))])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        count = sums[-1]
+        mean, mean_square = (sums[:-1] / count).chunk(2)
+        variance = (mean_square - mean.square()).clamp(min=0)
+        inverse = (variance + eps).rsqrt().to(x.dtype)
+        standard = (x - mean.to(x.dtype)).mul_(inverse)
+        ctx.save_for_backward(standard, weight, inverse, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return torch.addcmul(bias, standard, weight), mean, variance, count
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        standard, weight, inverse, count = ctx.saved_tensors
+        grad = grad.to(standard.dtype)
+        along = grad * standard
+        own = torch.stack([grad.sum(0), along.sum(0)])
+        total = own.clone()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        mean_grad, mean_along = (total / count.to(total.dtype)).unbind()
+        of_x = (grad - mean_grad).addcmul_(standard, mean_along, value=-1).mul_(weight * inverse)
+        return of_x, own[1], own[0], None
 
 
 def use_global_batch_norm(module: nn.Module) -> None:

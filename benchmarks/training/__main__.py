@@ -48,8 +48,8 @@ VARIANTS = (
 experiment does."""
 MIXED = "mixed"
 """Histories from 50 to 5,000, log-uniform."""
-STEPS = {"plain": (1, 4), "full": (3, 15), "sampled": (3, 30), "none": (3, 30)}
-"""Not measured, measured."""
+STEPS = {"plain": (1, 4), "full": (5, 15), "sampled": (15, 40), "none": (15, 60)}
+"""Not measured: a process takes its memory in the first steps. Measured."""
 
 
 def main() -> None:
