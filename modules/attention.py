@@ -10,6 +10,7 @@ in a block B requests, L events, C candidates.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -171,14 +172,14 @@ def pool_blocks(
         return pool(queries[None], keys.sum(0)[None, None], values.sum(0)[None, None], masked)[0]
     # one row more, for the padding of the blocks
     padded_queries = torch.cat([queries, queries.new_zeros(1, queries.shape[1])])
-    rows, candidates = [block.rows for block in blocks], [block.candidates for block in blocks]
+    candidates = [block.candidates for block in blocks]
     pooled = [
         pool(queries_BCA, keys_BLA, values_BLR, block.row_mask).flatten(0, 1)
         for block, queries_BCA, keys_BLA, values_BLR in zip(
             blocks,
             _gather(padded_queries, candidates),
-            _gather(keys, rows),
-            _gather(values, rows),
+            _gather_events(keys, blocks),
+            _gather_events(values, blocks),
             strict=True,
         )
     ]
@@ -186,6 +187,17 @@ def pool_blocks(
     interests = pooled_rows.new_zeros(num_candidates + 1, pooled_rows.shape[1])
     flat_candidates = torch.cat([numbers.flatten() for numbers in candidates])
     return interests.index_put((flat_candidates,), pooled_rows)[:num_candidates]
+
+
+def _gather_events(rows: Tensor, blocks: list[Block]) -> list[Tensor]:
+    """(B, L, width) of each block. Histories of equal length are there already: views will do."""
+    numbers = [block.rows for block in blocks]
+    sizes = [n.numel() for n in numbers]
+    places = [*itertools.accumulate(sizes, initial=0)]
+    if [block.first_row for block in blocks] != places[:-1] or places[-1] != len(rows):
+        return _gather(rows, numbers)
+    pieces = rows.split(sizes)
+    return [piece.view(*n.shape, rows.shape[1]) for piece, n in zip(pieces, numbers, strict=True)]
 
 
 def _gather(rows: Tensor, numbers: list[Tensor]) -> list[Tensor]:

@@ -30,6 +30,8 @@ class Block:
     """(B, L) bool: True where there is an event."""
     candidates: Tensor
     """(B, C) int64: number of each candidate; padding is S, one past the last."""
+    first_row: int | None
+    """Where ``rows`` begin, if they follow each other without padding; else None."""
 
 
 def first_rows(lengths: Tensor) -> Tensor:
@@ -62,10 +64,13 @@ def blocks(
         candidates, _ = _padded(
             first_candidate[chosen], candidate_counts[chosen], padding=num_candidates
         )
+        starts = first_row[chosen]
+        follow = starts == starts[0] + longest * torch.arange(end - begin)
         yield Block(
             rows.to(device, non_blocking=True),
             row_mask.to(device, non_blocking=True),
             candidates.to(device, non_blocking=True),
+            int(starts[0]) if follow.all() and row_mask.all() else None,
         )
         begin = end
 

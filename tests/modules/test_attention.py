@@ -73,3 +73,22 @@ def test_a_candidate_without_history_passes_no_gradient() -> None:
     assert queries.grad[0].any()
     assert not queries.grad[1].any()
     assert not keys.grad[1].any()
+
+
+@pytest.mark.parametrize("lengths", [(3, 3, 3), (3, 0, 3), (3, 1, 3)])
+def test_equally_long_histories_are_read_where_they_lie(lengths: tuple[int, ...]) -> None:
+    keys = torch.randn(sum(lengths), 4, dtype=torch.float64, requires_grad=True)
+    queries = torch.randn(len(lengths), 4, dtype=torch.float64)
+    of = list(
+        blocks(torch.tensor(lengths), torch.ones_like(torch.tensor(lengths)), torch.device("cpu"))
+    )
+    pooled = attend_all(queries, keys, keys, of)
+    expected = [
+        (query @ own.T).softmax(0) @ own if len(own) else torch.zeros(4, dtype=torch.float64)
+        for query, own in zip(queries, keys.split(lengths), strict=True)
+    ]
+    torch.testing.assert_close(pooled, torch.stack(expected))
+    actual, wanted = (
+        torch.autograd.grad(y.square().sum(), keys) for y in (pooled, torch.stack(expected))
+    )
+    torch.testing.assert_close(actual, wanted)

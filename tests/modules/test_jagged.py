@@ -97,3 +97,14 @@ def test_a_block_of_several_requests_keeps_the_limit(
 def test_similar_histories_share_a_block() -> None:
     assert len(split([10, 5, 10, 7, 6, 9], [1] * 6)) == 1
     assert len(split([10, 4, 10, 7, 6, 9], [1] * 6)) == 2
+
+
+def test_blocks_say_whether_their_rows_follow_each_other() -> None:
+    def firsts(lengths: list[int]) -> list[int | None]:
+        counts = torch.ones(len(lengths), dtype=torch.int64)
+        return [b.first_row for b in blocks(torch.tensor(lengths), counts, torch.device("cpu"))]
+
+    assert firsts([4, 4, 4]) == [0]
+    assert firsts([4, 0, 4]) == [0]
+    assert firsts([4, 3, 4]) == [None]  # padded
+    assert firsts([4, 1, 4, 1]) == [None, None]  # others lie between
