@@ -196,7 +196,7 @@ def search_shares(device: torch.device, copied: float, tflops: float) -> tuple[f
     requests, candidates, length, width, k = BLOCK
     events = requests * length
     rows = torch.randperm(events, device=device)
-    table = torch.ones(events, width, device=device)
+    table = torch.randn(events, width, device=device)  # of equal scores each would be a new best
     queries = torch.randn(requests * candidates, width, device=device)
     histories = Histories.of(
         {"item": rows},

@@ -33,6 +33,8 @@ SAMPLE = 64
 """Candidates of the pass through the heads that is counted."""
 SCORED = ("exact", "simhash", "soft", "clusters")
 """Searches that score every event; clusters are taken to be as many as events."""
+ONE_LOOKUP = ("decoupled", "shared")
+"""Sharings that look up keys and queries together, without maps."""
 WALK = 3
 """Work of forward and backward as a multiple of forward: products of a linear layer."""
 
@@ -216,6 +218,7 @@ def _event_work(
     chosen = batch.candidates * (model.short_window if model.search == "all" else model.attended)
     to_all = model.search == "all" or (model.auxiliary == "full" and not model.searches_first)
     fused = _searches_fused(experiment, device)
+    joint = model.searches_first and model.score != "mlp" and model.sharing in ONE_LOOKUP
     work = _Work()
     if model.search in SCORED:
         moved = search_bytes(batch.events, scores, a)
@@ -224,12 +227,15 @@ def _event_work(
         work += _attention_work(batch.events, scores, a + v, a + v)
     if chosen:
         width = a if ranker.tables.sums_rows else a + v
-        work += _attention_work(chosen, chosen, width, a + v)
+        if joint:
+            work += _joint_work(chosen, width, a + v, a * (model.score == "cosine"))
+        else:
+            work += _attention_work(chosen, chosen, width, a + v)
     if to_all and chosen:  # gradients of the same rows, of two uses
         work += _Work(added=FLOAT_BYTES * 3 * batch.events * (a + v))
     if model.score == "cosine":  # rows over their lengths; a kernel has them at hand
         searched = batch.events * (model.search in SCORED and not fused)
-        learned = chosen if model.searches_first else batch.events
+        learned = chosen * (not joint) if model.searches_first else batch.events
         work += _Work(moved=FLOAT_BYTES * a * (searched + 2 * WALK * learned))
     if model.pooling == "self_attention":
         work += _Work(WALK * 4.0 * batch.events * batch.longest * v)
@@ -257,6 +263,15 @@ def _attention_work(rows: float, scores: float, width: int, multiplied: int) -> 
     return _Work(
         flops=2.0 * scores * multiplied * WALK,
         moved=FLOAT_BYTES * 2 * WALK * (rows * width + scores),
+    )
+
+
+def _joint_work(rows: float, width: int, multiplied: int, normalized: int) -> _Work:
+    """The same of ``modules.joint_rows``: rows are read, read again and their gradient is written,
+    at the speed of plain sums, and as often those columns that a cosine normalizes.
+    """
+    return _Work(
+        flops=2.0 * rows * multiplied * WALK, added=FLOAT_BYTES * 3 * rows * (width + normalized)
     )
 
 
