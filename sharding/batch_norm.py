@@ -97,6 +97,8 @@ class _Normalize(torch.autograd.Function):
         grad = grad.to(standard.dtype)
         along = grad * standard
         own = torch.stack([grad.sum(0), along.sum(0)])
+        if not ctx.needs_input_grad[0]:  # numbers of the log: ranks have nothing to sum
+            return None, own[1], own[0], None
         total = own.clone()
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
