@@ -22,7 +22,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from rich.console import Console
 
 from data.errors import InputError
-from modules.ordering import highest
 from modules.score import Score
 from modules.search import Histories, Selection
 from modules.search_units import ExactSearch
@@ -31,7 +30,7 @@ from modules.whole_tables import WholeKeys, WholeTables
 from sharding.catalogue import GB, Node, load_nodes
 from sharding.costs import FLOAT_BYTES, LEAST_READ, SORT_BYTES, state_bytes
 from trainer.doctor.facts import memory
-from trainer.planning.rank_costs import search_bytes
+from trainer.planning.rank_costs import attention_bytes, search_bytes
 from trainer.planning.rank_speeds import RankSpeeds, overhead_ms, rank_speeds
 from trainer.planning.timing import median_seconds
 from trainer.processes import quiet_dependencies
@@ -86,8 +85,8 @@ def measure_node(name: str, ranks: int, say: Callable[[str], None]) -> Node:
     say(f"random rows: {gather:.3f} of it read, {update:.3f} updated")
     tflops = product_tflops(device)
     say(f"product {tflops:.3f} TFLOP/s")
-    search, stock = search_shares(device, copied, tflops)
-    say(f"search: {search:.3f} of the copy's speed, {stock:.3f} by torch's own operations")
+    search, stock = history_shares(device, copied, tflops)
+    say(f"search {search:.3f} of the copy's speed, torch's own operations {stock:.3f}")
     host = host_gbs(device) if cuda else copied
     like = load_nodes()["H100-80" if cuda else "CPU-SPR"]
     overhead = overhead_ms()
@@ -189,9 +188,10 @@ def product_tflops(device: torch.device) -> float:
     return 2 * SIDE**3 / median_seconds(lambda: a @ a, device) / 1e12
 
 
-def search_shares(device: torch.device, copied: float, tflops: float) -> tuple[float, float]:
-    """Shares of the copy's speed that a search over a block of histories reaches, keys gathered,
-    scored and chosen from: as a model searches, and by torch's own operations.
+def history_shares(device: torch.device, copied: float, tflops: float) -> tuple[float, float]:
+    """Shares of the copy's speed that two things over a block of histories reach: a search as a
+    model makes it, keys gathered, scored and chosen from; and attention to all events by torch's
+    own operations, rows gathered, scored and summed by the softmax.
     """
     requests, candidates, length, width, k = BLOCK
     events = requests * length
@@ -208,22 +208,25 @@ def search_shares(device: torch.device, copied: float, tflops: float) -> tuple[f
     keys = WholeKeys(WholeTables({"item": [table]}), histories.events)
     score = Score((FieldConfig(name="item", num_embeddings=events, attention_dim=width),))
 
-    def by_model() -> Selection:
+    def search() -> Selection:
         return ExactSearch()(histories, lambda: (keys, queries), score, k)
 
-    def by_stock() -> torch.Tensor:
+    def attend() -> torch.Tensor:
         gathered = table.index_select(0, rows).view(requests, length, width)
-        return highest(queries.view(requests, candidates, width) @ gathered.transpose(1, 2), k)
+        weights = queries.view(requests, candidates, width) @ gathered.transpose(1, 2)
+        return weights.softmax(-1) @ gathered
 
     scores = events * candidates
-    by_products = 2 * scores * width / tflops / 1e12
-    moved = search_bytes(events, scores, width)
+    product = 2 * scores * width / tflops / 1e12
 
-    def share(search: Callable[[], object]) -> float:
-        seconds = median_seconds(search, device)
-        return moved / max(seconds - by_products, 0.1 * seconds) / copied / GB
+    def share(work: Callable[[], object], moved: float, products: int) -> float:
+        seconds = median_seconds(work, device)
+        return moved / max(seconds - products * product, 0.1 * seconds) / copied / GB
 
-    return share(by_model), share(by_stock)
+    return (
+        share(search, search_bytes(events, scores, width), 1),
+        share(attend, attention_bytes(events, scores, width), 2),
+    )
 
 
 def _digits(value: float) -> float:

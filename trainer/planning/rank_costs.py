@@ -262,7 +262,7 @@ def _attention_work(rows: float, scores: float, width: int, multiplied: int) -> 
     """Of attention to ``rows``, gathered ``width`` wide: products, softmax, weighted sum."""
     return _Work(
         flops=2.0 * scores * multiplied * WALK,
-        moved=FLOAT_BYTES * 2 * WALK * (rows * width + scores),
+        moved=WALK * attention_bytes(rows, scores, width),
     )
 
 
@@ -273,6 +273,11 @@ def _joint_work(rows: float, width: int, multiplied: int, normalized: int) -> _W
     return _Work(
         flops=2.0 * rows * multiplied * WALK, added=FLOAT_BYTES * 3 * rows * (width + normalized)
     )
+
+
+def attention_bytes(rows: float, scores: float, width: int) -> float:
+    """Moved forward to gather rows of so many floats, to write scores and make weights of them."""
+    return FLOAT_BYTES * 2 * (rows * width + scores)
 
 
 def search_bytes(events: float, scores: float, width: int) -> float:
