@@ -78,7 +78,7 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # float64: sums of squares lose the variance of features far from zero in float32
         x64 = x.double()
-        sums = torch.cat([x64.sum(0), x64.square_().sum(0), x64.new_full((1,), len(x))])
+        sums = torch.cat([x64.sum(0), x64.square().sum(0), x64.new_full((1,), len(x))])
         if dist.get_world_size() > 1:
             dist.all_reduce(sums)
         count = sums[-1]

@@ -149,3 +149,15 @@ def test_a_constant_feature_gives_beta_in_evaluation() -> None:
             torch.tensor(refreshed), beta.expand(len(refreshed), -1), rtol=0, atol=1e-4
         )
         assert (torch.tensor(lagging) - beta).abs().min() > 0.1
+
+
+def float64_gradients() -> bool:
+    draws = rows(7).double().requires_grad_()
+    module = norm(GlobalBatchNorm1d).double()
+    before = draws.detach().clone()
+    right = torch.autograd.gradcheck(module, [draws])
+    return right and bool((draws == before).all())
+
+
+def test_gradients_are_slopes_and_the_input_stays_as_it_was() -> None:
+    assert run_ranks(lambda *_: float64_gradients(), 1) == [True]
