@@ -40,7 +40,7 @@ $(STAMP): setup.cfg pyproject.toml $(wildcard packaging/*/pyproject.toml)
 	$(PIP) check
 	@touch $@
 
-demo: setup ## Train DARE and TWIN on a real log and write a report (about two minutes)
+demo: setup ## Train DARE and TWIN on a real log and write a report (about a minute)
 	$(BIN)/twofold demo
 
 test: setup ## Run all tests
