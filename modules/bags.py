@@ -82,25 +82,30 @@ def init_stds(module: nn.Module) -> dict[str, float]:
     return found
 
 
-def look_up(bags: EmbeddingBagCollection, ids: Ids) -> Tensor:
-    """(n, width) rows of n ids per field, fields side by side.
+def one_each(*parts: Ids) -> KeyedJaggedTensor:
+    """A bag of one for each id: of a field those of the first part, then those of the next.
 
-    One bag of one per id: FBGEMM's pooled kernels update such bags an order of magnitude faster on
-    CPUs than its sequence kernels, and the pooled row of one id is the row itself.
+    FBGEMM's pooled kernels update such bags an order of magnitude faster on CPUs than its sequence
+    kernels, and the pooled row of one id is the row itself.
     """
-    values = torch.cat(list(ids.values()))
-    # TorchRec knows no batch without bags: nothing is looked up as one empty bag
-    lengths = torch.ones_like(values) if len(values) else values.new_zeros(len(ids))
-    rows = _rows_of_bags(
-        bags,
-        KeyedJaggedTensor(
-            [*ids],
-            values,
-            lengths=lengths,
-            length_per_key=[len(of_field) for of_field in ids.values()],  # else a device is asked
-        ),
+    names = [*parts[0]]
+    values = torch.cat([part[name] for name in names for part in parts])
+    offsets = torch.arange(len(values) + 1, device=values.device)
+    if not len(values):  # TorchRec knows no batch without bags: an empty one per field
+        offsets = offsets.expand(len(names) + 1)
+    return KeyedJaggedTensor(
+        names,
+        values,
+        lengths=offsets.diff(),
+        offsets=offsets,
+        length_per_key=[len(values) // len(names)] * len(names),  # else a device is asked
     )
-    return rows if len(values) else rows[:0]
+
+
+def look_up(bags: EmbeddingBagCollection, ids: KeyedJaggedTensor) -> Tensor:
+    """(n, width) rows of :func:`one_each` with n ids per field, fields side by side."""
+    rows = _rows_of_bags(bags, ids)
+    return rows if len(ids.values()) else rows[:0]
 
 
 def look_up_sums(bags: EmbeddingBagCollection, parts: list[tuple[Ids, Tensor]]) -> list[Tensor]:

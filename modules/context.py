@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from modules.bags import Ids, look_up, make_collection
+from modules.bags import Ids, look_up, make_collection, one_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class ContextFields(nn.Module):
         rows = [numbers.new_zeros(len(numbers), 0, self.width)]
         first_order = numbers.new_zeros(len(numbers))
         if self.context is not None:
-            rows.append(look_up(self.context, ids).unflatten(1, (len(ids), -1)))
+            rows.append(look_up(self.context, one_each(ids)).unflatten(1, (len(ids), -1)))
         if self.first_order is not None:
             first_order = self.first_order(ids)
         if self.numbers is not None:
@@ -107,7 +107,7 @@ class FirstOrder(nn.Module):
 
     def forward(self, ids: Ids) -> Tensor:
         """As many ids of each field, n -> (n,)."""
-        return look_up(self.weights, ids).sum(dim=1)
+        return look_up(self.weights, one_each(ids)).sum(dim=1)
 
 
 class Numbers(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ class Losses(NamedTuple):
 def ranking_losses(
     output: RankerOutput,
     labels: Tensor,
-    dense: nn.Module,
+    regularized: Iterable[Tensor],
     *,
     num_candidates: float,
     auxiliary_weight: float = 1.0,
@@ -45,7 +46,7 @@ def ranking_losses(
     Args:
         output: of the ranker, S candidates.
         labels: (S,) 0 or 1.
-        dense: module whose parameters are regularised, see :func:`l2_penalty`.
+        regularized: parameters that are kept small, see :func:`regularized_parameters`.
         num_candidates: what sums are divided by. S, or the global batch's candidates divided by
             the number of ranks, whose average is then the mean over the global batch.
         auxiliary_weight: w.
@@ -62,19 +63,23 @@ def ranking_losses(
         auxiliary=zero
         if output.auxiliary_logits is None
         else auxiliary_weight * cross_entropy(output.auxiliary_logits),
-        l2=l2 * l2_penalty(dense) if l2 else zero,
+        l2=l2 * l2_penalty(regularized) if l2 else zero,
     )
 
 
-def l2_penalty(module: nn.Module) -> Tensor:
-    """Sum of squares of the parameters of heads, projections, SIM soft's maps and DIN's network:
-    biases left out, batch-norm gains and PReLU slopes included. Tables are not regularized.
+def regularized_parameters(module: nn.Module) -> list[Tensor]:
+    """Those of heads, projections, SIM soft's maps and DIN's network: biases left out, batch-norm
+    gains and PReLU slopes included. Tables are not regularized.
     """
-    squares = (
-        parameter.square().sum()
+    return [
+        parameter
         for child in module.modules()
         if isinstance(child, REGULARIZED)
         for name, parameter in child.named_parameters()
         if not name.endswith("bias")
-    )
-    return sum(squares, start=torch.zeros(()))
+    ]
+
+
+def l2_penalty(parameters: Iterable[Tensor]) -> Tensor:
+    """Sum of squares."""
+    return sum((p.square().sum() for p in parameters), start=torch.zeros(()))

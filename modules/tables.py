@@ -13,8 +13,17 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchrec import KeyedJaggedTensor
 
-from modules.bags import Ids, each_alone, look_up, look_up_sums, make_collection, pick_rows
+from modules.bags import (
+    Ids,
+    each_alone,
+    look_up,
+    look_up_sums,
+    make_collection,
+    one_each,
+    pick_rows,
+)
 from modules.joint_rows import JointRows, joint_sums
 from modules.whole_tables import WholeKeys, WholeTables
 
@@ -222,13 +231,17 @@ class EventTables(nn.Module):
     ) -> dict[Role, JointRows]:
         """Roles that one lookup serves have the same rows. ``own``: as in :class:`JointRows`."""
         found: dict[Role, JointRows] = {}
+        joined: dict[tuple[int, int], KeyedJaggedTensor] = {}
         for name, roles in self.roles.items():
-            asked = [role for role in roles if role in wanted]
+            asked = {*roles} & {*wanted}
             if asked:
-                of_events = events if {*asked} & {*EVENT_ROLES} else _none_of(events)
-                of_candidates = candidates if {*asked} - {*EVENT_ROLES} else _none_of(candidates)
-                joint = _look_up_both(self.get_submodule(name), of_events, of_candidates, own)
-                found |= dict.fromkeys(asked, joint)
+                of_events = events if asked & {*EVENT_ROLES} else _none_of(events)
+                of_candidates = candidates if asked - {*EVENT_ROLES} else _none_of(candidates)
+                counts = _count(of_events), _count(of_candidates)
+                if counts not in joined:  # two collections that are asked the same share the ids
+                    joined[counts] = one_each(of_events, of_candidates)
+                rows = look_up(self.get_submodule(name), joined[counts])
+                found |= dict.fromkeys(asked, JointRows(rows, counts[0], own))
         if self.projections is not None:
             found = {role: self._projected(role, joint) for role, joint in found.items()}
         return found if self.watch is None else self.watch(found, events, candidates)
@@ -309,9 +322,8 @@ def _none_of(ids: Ids) -> Ids:
     return {name: of_field[:0] for name, of_field in ids.items()}
 
 
-def _look_up_both(bags: nn.Module, events: Ids, candidates: Ids, own: int) -> JointRows:
-    rows = look_up(bags, {name: torch.cat([events[name], candidates[name]]) for name in events})
-    return JointRows(rows, len(next(iter(events.values()))), own)
+def _count(ids: Ids) -> int:
+    return len(next(iter(ids.values())))
 
 
 def _sums(

@@ -16,7 +16,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from data.batch import RankingBatch
 from data.store import EventStore
-from modules.loss import Losses, ranking_losses
+from modules.loss import Losses, ranking_losses, regularized_parameters
 from modules.ranker import RankerOutput
 from sharding.apply import set_table_learning_rate, shard
 from sharding.costs import WEIGHT_BYTES
@@ -52,6 +52,8 @@ class TrainState:
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
     dense: KeyedOptimizerWrapper
+    regularized: list[Tensor]
+    """Parameters under the L2 penalty; to find them takes a hundredth of a step."""
     plan: dict[str, Any]
     """What ``RUN/plan.json`` holds."""
 
@@ -150,7 +152,13 @@ def build_state(
             parameters, lr=experiment.dense_learning_rate, fused=True
         ),
     )
-    return TrainState(model, CombinedOptimizer([model.fused_optimizer, dense]), dense, described)
+    return TrainState(
+        model,
+        CombinedOptimizer([model.fused_optimizer, dense]),
+        dense,
+        regularized_parameters(model),
+        described,
+    )
 
 
 def _trained(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -191,7 +199,7 @@ def train_step(
     losses = ranking_losses(
         forward(state.model, batch),
         batch.labels,
-        state.model,
+        state.regularized,
         num_candidates=batch.global_candidates / world_size,
         auxiliary_weight=experiment.auxiliary_weight,
         l2=experiment.l2,

@@ -20,7 +20,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from benchmarks.gpu.floor import Shape
 from modules.kernels import choice
-from modules.loss import ranking_losses
+from modules.loss import ranking_losses, regularized_parameters
 from modules.ranker import LifelongRanker
 from modules.ranker_config import Auxiliary, RankerConfig
 from modules.search import Histories
@@ -97,11 +97,12 @@ class Step:
             read_live_tables(self.ranker)
         dense = dict(in_backward_optimizer_filter(self.model.named_parameters()))
         self.adam = torch.optim.Adam(dense.values(), lr=learning_rate, fused=True)
+        self.regularized = regularized_parameters(self.model)
 
     def train(self, batch: dict[str, Any], labels: Tensor) -> Tensor:
         """Forward, backward, update; the loss."""
         output = self.model(**batch)
-        losses = ranking_losses(output, labels, self.model, num_candidates=len(labels))
+        losses = ranking_losses(output, labels, self.regularized, num_candidates=len(labels))
         self.adam.zero_grad()
         losses.total().backward()
         self.adam.step()

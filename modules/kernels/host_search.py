@@ -76,10 +76,12 @@ def search_columns(
     valid = torch.zeros(len(queries), k, dtype=torch.bool)
     requests = torch.stack([first_rows(lengths), lengths, first_rows(counts), counts], dim=1)
     if len(queries) and k:
+        columns, queries, added = _without_alike(columns, queries.detach().float(), normalized)
         _search(
             tuple(column.table.detach().numpy() for column in columns),
             tuple(column.ids.contiguous().numpy() for column in columns),
-            queries.detach().float().contiguous().numpy(),
+            queries.contiguous().numpy(),
+            added.numpy(),
             requests.numpy(),
             sum(column.width for column in columns[:normalized]),
             np.empty((TILE, queries.shape[1]), np.float32),
@@ -90,6 +92,34 @@ def search_columns(
             valid.numpy(),
         )
     return rows, valid
+
+
+def _without_alike(
+    columns: list[Column], queries: Tensor, normalized: int
+) -> tuple[list[Column], Tensor, Tensor]:
+    """The columns that the candidates ask differently, their part of the queries, and the (N,) sum
+    of all other columns' products: all candidates have the same recency. No tensor if there are
+    none.
+    """
+    parts = queries.split([column.width for column in columns], dim=1)
+    asked = [*zip(columns, parts, strict=True)]
+    # scoring a whole table is cheaper than its events where it has fewer rows
+    alike = [
+        place
+        for place, (column, part) in enumerate(asked)
+        if normalized <= place and len(column.table) <= len(column.ids) and (part == part[0]).all()
+    ][: len(columns) - 1]
+    products = [
+        # no matrix product, which an autocast would round
+        (column.table.detach() * part[0]).sum(dim=1).index_select(0, column.ids)
+        for column, part in (asked[place] for place in alike)
+    ]
+    kept = [place for place in range(len(columns)) if place not in alike]
+    return (
+        [columns[place] for place in kept],
+        torch.cat([parts[place] for place in kept], dim=1),
+        sum(products) if products else queries.new_zeros(0),
+    )
 
 
 @intrinsic
@@ -179,6 +209,7 @@ def _search(
     tables,
     ids,
     queries_SA,
+    added_N,
     requests,
     normalized,
     keys_LA,
@@ -189,6 +220,7 @@ def _search(
     valid_SK,
 ):
     found, ordered, merged = spare[0], spare[1], spare[2]
+    added_L = np.zeros(TILE, np.float32)
     for first_row, length, first_candidate, candidates in requests:
         best_CK[:candidates] = EMPTY
         for begin in range(first_row, first_row + length, TILE):
@@ -206,11 +238,13 @@ def _search(
                 column += table.shape[1]
             if normalized:
                 _divide_by_length(keys_LA[:events], normalized)
+            if len(added_N):
+                added_L = added_N[begin : begin + events]
             for candidate in range(candidates):
                 query_A = queries_SA[first_candidate + candidate]
                 best_K = best_CK[candidate]
                 for event in range(events):
-                    score = np.float32(0)
+                    score = added_L[event]
                     for i in range(len(query_A)):
                         score += query_A[i] * keys_LA[event, i]
                     scores_L[event] = score

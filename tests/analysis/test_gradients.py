@@ -11,7 +11,7 @@ from torch import Tensor
 
 from analysis.gradients import GradientRecorder, summarize
 from modules.bags import initialize_tables_
-from modules.loss import ranking_losses
+from modules.loss import ranking_losses, regularized_parameters
 from modules.ranker import LifelongRanker, RankerConfig
 from tests.batches import CATEGORIES, collate, fields, random_requests
 from tests.ranks import run_ranks
@@ -31,9 +31,13 @@ def ranker(sharing: str, auxiliary: str) -> LifelongRanker:
 def backward(model: LifelongRanker, requests: list[Any], num_candidates: int) -> None:
     arguments, labels = collate(requests)
     losses = ranking_losses(
-        model(**arguments), labels, model, num_candidates=num_candidates, auxiliary_weight=1.0,
+        model(**arguments),
+        labels,
+        regularized_parameters(model),
+        num_candidates=num_candidates,
+        auxiliary_weight=1.0,
         l2=1e-6,
-    )  # fmt: skip
+    )
     model.zero_grad()
     losses.total().backward()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, KeyedTensor
 
-from modules.loss import Losses, ranking_losses
+from modules.loss import Losses, ranking_losses, regularized_parameters
 from modules.ranker import LifelongRanker, RankerOutput
 from modules.ranker_config import RankerConfig
 from modules.tables import FieldConfig
@@ -199,7 +199,7 @@ def train_step(
     losses = ranking_losses(
         output,
         labels,
-        ranker,
+        regularized_parameters(ranker),
         num_candidates=len(labels),
         auxiliary_weight=auxiliary_weight,
         l2=l2,

@@ -19,7 +19,7 @@ from modules.context import (
 from modules.crossing.config import CrossingConfig
 from modules.crossing.history import HistoryConfig
 from modules.crossing.presets import PRESETS
-from modules.loss import ranking_losses
+from modules.loss import ranking_losses, regularized_parameters
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from tests.batches import CONTEXT, bags, collate, fields, random_requests
@@ -176,7 +176,9 @@ def test_every_network_trains_on_context_alone(preset: str) -> None:
         wide, events=False, head="crossing", crossing=of(preset), **WITHOUT_HISTORY
     )
     arguments, labels = collate(random_requests(4, 12))
-    losses = ranking_losses(ranker(**arguments), labels, ranker, num_candidates=len(labels))
+    losses = ranking_losses(
+        ranker(**arguments), labels, regularized_parameters(ranker), num_candidates=len(labels)
+    )
     losses.total().backward()
     for name, parameter in ranker.named_parameters():
         if parameter.requires_grad:

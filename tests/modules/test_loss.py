@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.loss import l2_penalty, ranking_losses
+from modules.loss import l2_penalty, ranking_losses, regularized_parameters
 from modules.ranker import RankerOutput
 from tests.modules.cases import make_config, make_ranker
 
@@ -26,7 +26,7 @@ def output(auxiliary_logits: Tensor | None = AUXILIARY_LOGITS) -> RankerOutput:
 
 
 def losses(**changes: object) -> tuple[float, float, float]:
-    arguments = {"output": output(), "labels": LABELS, "dense": torch.nn.Module()}
+    arguments = {"output": output(), "labels": LABELS, "regularized": []}
     arguments |= {"num_candidates": 3, **changes}
     found = ranking_losses(**arguments)
     assert found.total() == sum(found)
@@ -54,14 +54,16 @@ def test_no_auxiliary_head_has_no_auxiliary_loss() -> None:
 @pytest.mark.parametrize("l2", [0.0, 1e-6, 0.5])
 def test_the_penalty_is_weighted(l2: float) -> None:
     ranker = make_ranker(make_config())
-    penalty = l2_penalty(ranker).item()
-    assert losses(dense=ranker, l2=l2)[2] == pytest.approx(l2 * penalty, rel=1e-6)
+    penalty = l2_penalty(regularized_parameters(ranker)).item()
+    assert losses(regularized=regularized_parameters(ranker), l2=l2)[2] == pytest.approx(
+        l2 * penalty, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("auxiliary", ["full", "sampled", "none"])
 def test_weights_gains_and_slopes_of_the_heads_are_penalised(auxiliary: str) -> None:
     ranker = make_ranker(make_config(auxiliary=auxiliary, score="cosine"))
-    l2_penalty(ranker).backward()
+    l2_penalty(regularized_parameters(ranker)).backward()
     penalised = {
         name for name, p in ranker.named_parameters() if p.grad is not None and p.grad.any()
     }
@@ -76,4 +78,4 @@ def test_the_penalty_is_a_sum_of_squares() -> None:
     ranker = make_ranker(make_config(auxiliary="none"))
     weights = [ranker.head.layers[layer].weight.flatten().tolist() for layer in range(6)]
     expected = sum(value**2 for flat in weights for value in flat)
-    assert l2_penalty(ranker).item() == pytest.approx(expected, rel=1e-12)
+    assert l2_penalty(regularized_parameters(ranker)).item() == pytest.approx(expected, rel=1e-12)

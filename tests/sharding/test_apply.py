@@ -93,6 +93,20 @@ def test_every_table_is_sharded_as_planned_and_fused(
     run_ranks(look, world_size)
 
 
+def test_one_rank_averages_with_nobody_and_names_its_parameters_as_two_do() -> None:
+    names: list[list[str]] = []
+    for world_size in (1, 2):
+
+        def look(rank: int, world_size: int) -> list[str]:
+            model, _ = sharded(world_size, "table_wise")
+            averages = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
+            assert len(averages) == world_size - 1
+            return [*model.state_dict()]
+
+        names.append(run_ranks(look, world_size)[0])
+    assert names[0] == names[1]
+
+
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
 def test_no_table_is_a_parameter_of_the_dense_optimizer_or_of_ddp(kind: str) -> None:
     def look(rank: int, world_size: int) -> None:

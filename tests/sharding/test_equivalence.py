@@ -11,7 +11,7 @@ from torchrec.optim import RowWiseAdagrad
 from modules.bags import initialize_tables_
 from modules.context import NO_CONTEXT
 from modules.crossing.config import CrossingConfig
-from modules.loss import ranking_losses
+from modules.loss import ranking_losses, regularized_parameters
 from modules.ranker import LifelongRanker
 from modules.ranker_config import RankerConfig
 from sharding.apply import TableOptimizer, shard, sharded_collections
@@ -66,7 +66,11 @@ def steps(
         begin, end = (REQUESTS * (rank + i) // world_size for i in (0, 1))
         arguments, labels = collate(requests[begin:end], seed=step)
         losses = ranking_losses(
-            model(**arguments), labels, model, num_candidates=candidates / world_size, l2=1e-3
+            model(**arguments),
+            labels,
+            regularized_parameters(model),
+            num_candidates=candidates / world_size,
+            l2=1e-3,
         )
         dense.zero_grad()
         losses.total().backward()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modules.bags import initialize_shard_, look_up, make_collection
+from modules.bags import initialize_shard_, look_up, make_collection, one_each
 from sharding.narrow import NarrowBags, hold_narrow_tables, widths_within
 
 WIDTHS = {"a": 1, "b": 4, "c": 2}
@@ -33,7 +33,7 @@ class Model(nn.Module):
         self.tables = make_collection(tables, None)
 
     def forward(self, ids: dict[str, Tensor]) -> Tensor:
-        return look_up(self.tables, ids)
+        return look_up(self.tables, one_each(ids))
 
 
 def trained(*, narrow: bool, optimizer: str) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from modules.bags import look_up, make_collection
+from modules.bags import look_up, make_collection, one_each
 from sharding.apply import (
     TableOptimizer,
     lookup_shares,
@@ -45,7 +45,7 @@ class TwoTables(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))  # DistributedDataParallel wants one
 
     def forward(self, ids: dict[str, Tensor]) -> Tensor:
-        return look_up(self.tables, ids) + 0 * self.weight
+        return look_up(self.tables, one_each(ids)) + 0 * self.weight
 
 
 def build(world_size: int, kind: str, optimizer: TableOptimizer, *, weighted: bool = False) -> Any:

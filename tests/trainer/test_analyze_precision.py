@@ -79,7 +79,7 @@ def test_a_gradient_s_norm_is_that_of_a_backward_pass(
             losses = ranking_losses(
                 forward(state.model, batch),
                 batch.labels,
-                state.model,
+                state.regularized,
                 num_candidates=len(batch.labels),
                 auxiliary_weight=EXPERIMENT.auxiliary_weight,
                 l2=EXPERIMENT.l2,

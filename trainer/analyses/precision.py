@@ -65,7 +65,7 @@ def _step(subject: Subject, batch: RankingBatch) -> tuple[RankerOutput, Tensor]:
     losses = ranking_losses(
         output,
         batch.labels,
-        subject.state.model,
+        subject.state.regularized,
         num_candidates=batch.global_candidates / subject.ranks.world_size,
         auxiliary_weight=subject.experiment.auxiliary_weight,
         l2=subject.experiment.l2,

@@ -110,6 +110,16 @@ class KernelSuite:
         found = self.search(columns, queries, LENGTHS, COUNTS, 4, normalized=2)
         assert_best(found, keys, queries, 4)
 
+    @pytest.mark.parametrize("normalized", [0, 1])
+    @pytest.mark.parametrize("alike", [1, 2, 3])
+    def test_candidates_may_ask_columns_alike(self, alike: int, normalized: int) -> None:
+        columns, queries = self.draw_columns(), self.draw_queries()
+        queries[:, sum(WIDTHS[:-alike]) :] = queries[0, sum(WIDTHS[:-alike]) :]
+        of_columns = [numbers(table)[ids] for table, ids in columns]
+        of_columns[:normalized] = [F.normalize(rows, dim=1) for rows in of_columns[:normalized]]
+        found = self.search(columns, queries, LENGTHS, COUNTS, 20, normalized=normalized)
+        assert_best(found, torch.cat(of_columns, 1), queries, 20)
+
     def search_one_history(self, scores: list[float], k: int) -> list[int]:
         """Rows that one candidate keeps of events with these scores."""
         keys = torch.tensor(scores, device=self.device)[:, None]
