@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.batch import RankingBatch
+from modules.bags import ids_of
 from modules.jagged import Block, blocks
 from modules.ranker import LifelongRanker
 
@@ -29,8 +30,8 @@ def block_scores(
 
     Collective where the tables are sharded.
     """
-    events = {f.name: batch.history[f.name].values() for f in ranker.fields}
-    candidates = {f.name: batch.candidates[f.name].values() for f in ranker.fields}
+    names = [f.name for f in ranker.fields]
+    events, candidates = ids_of(batch.history, names), ids_of(batch.candidates, names)
     keys, queries = ranker.tables.attend(events, candidates)
     if only is not None:
         mask = field_mask(ranker, only, keys)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from modules.bags import Ids, look_up, make_collection, one_each
+from modules.bags import Ids, ids_of, look_up, make_collection, one_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class ContextFields(nn.Module):
 
     def forward(self, context: KeyedJaggedTensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Stride R, bags of one, and (R, N), NaN where missing -> (R, F + N, D), (R,)."""
-        ids = {name: context[name].values() for name in self.names}
+        ids = ids_of(context, self.names)
         rows = [numbers.new_zeros(len(numbers), 0, self.width)]
         first_order = numbers.new_zeros(len(numbers))
         if self.context is not None:

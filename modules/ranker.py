@@ -20,7 +20,7 @@ from modules.attention import (
     mean_all,
     score_joint,
 )
-from modules.bags import Ids, pick_rows
+from modules.bags import Ids, ids_of, pick_rows
 from modules.clusters import cluster_histories
 from modules.context import NO_CONTEXT, ContextConfig, ContextFields, FirstOrder
 from modules.jagged import first_rows
@@ -153,9 +153,10 @@ class LifelongRanker(nn.Module):
             context: stride R, bags of one; what the model has no field for is not read.
             numbers: (R, N), NaN where missing.
         """
+        names = [f.name for f in self.fields]
         histories = Histories.of(
-            {f.name: history[f.name].values() for f in self.fields},
-            {f.name: candidates[f.name].values() for f in self.fields},
+            ids_of(history, names),
+            ids_of(candidates, names),
             request_of,
             history_lengths,
             candidate_counts,
