@@ -91,29 +91,33 @@ def ids_of(keyed: KeyedJaggedTensor, names: Iterable[str]) -> Ids:
 
 
 def one_each(*parts: Ids) -> KeyedJaggedTensor:
-    """A bag of one for each id: of a field those of the first part, then those of the next.
+    """A bag of one for each id: of a field those of the first part, then those of the next. Every
+    field has equally many.
 
     FBGEMM's pooled kernels update such bags an order of magnitude faster on CPUs than its sequence
     kernels, and the pooled row of one id is the row itself.
     """
     names = [*parts[0]]
+    counts = [sum(len(part[name]) for part in parts) for name in names]
+    if len({*counts}) > 1:
+        raise ValueError(f"Every field must have equally many ids; got {counts} of {names}.")
     values = torch.cat([part[name] for name in names for part in parts])
     offsets = torch.arange(len(values) + 1, device=values.device)
     if not len(values):  # TorchRec knows no batch without bags: an empty one per field
-        offsets = offsets.expand(len(names) + 1)
+        offsets = offsets.new_zeros(len(names) + 1)
     return KeyedJaggedTensor(
         names,
         values,
         lengths=offsets.diff(),
         offsets=offsets,
-        length_per_key=[len(values) // len(names)] * len(names),  # else a device is asked
+        length_per_key=counts,  # else a device is asked
     )
 
 
-def look_up(bags: EmbeddingBagCollection, ids: KeyedJaggedTensor) -> Tensor:
-    """(n, width) rows of :func:`one_each` with n ids per field, fields side by side."""
-    rows = _rows_of_bags(bags, ids)
-    return rows if len(ids.values()) else rows[:0]
+def look_up(bags: EmbeddingBagCollection, bags_of_one: KeyedJaggedTensor) -> Tensor:
+    """(n, width) rows of what :func:`one_each` made of n ids per field, fields side by side."""
+    rows = _rows_of_bags(bags, bags_of_one)
+    return rows if len(bags_of_one.values()) else rows[:0]
 
 
 def look_up_sums(bags: EmbeddingBagCollection, parts: list[tuple[Ids, Tensor]]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ class Losses(NamedTuple):
 def ranking_losses(
     output: RankerOutput,
     labels: Tensor,
-    regularized: Iterable[Tensor],
+    regularized: Sequence[Tensor],
     *,
     num_candidates: float,
     auxiliary_weight: float = 1.0,
@@ -80,6 +80,6 @@ def regularized_parameters(module: nn.Module) -> list[Tensor]:
     ]
 
 
-def l2_penalty(parameters: Iterable[Tensor]) -> Tensor:
+def l2_penalty(parameters: Sequence[Tensor]) -> Tensor:
     """Sum of squares."""
     return sum((p.square().sum() for p in parameters), start=torch.zeros(()))

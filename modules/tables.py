@@ -233,10 +233,10 @@ class EventTables(nn.Module):
         found: dict[Role, JointRows] = {}
         joined: dict[tuple[int, int], KeyedJaggedTensor] = {}
         for name, roles in self.roles.items():
-            asked = {*roles} & {*wanted}
+            asked = [role for role in roles if role in wanted]
             if asked:
-                of_events = events if asked & {*EVENT_ROLES} else _none_of(events)
-                of_candidates = candidates if asked - {*EVENT_ROLES} else _none_of(candidates)
+                of_events = events if {*asked} & {*EVENT_ROLES} else _none_of(events)
+                of_candidates = candidates if {*asked} - {*EVENT_ROLES} else _none_of(candidates)
                 counts = _count(of_events), _count(of_candidates)
                 if counts not in joined:  # two collections that are asked the same share the ids
                     joined[counts] = one_each(of_events, of_candidates)

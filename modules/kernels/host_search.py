@@ -10,8 +10,9 @@ them. A score and its place make one integer, so that the order of two is one co
 equal scores the later event wins. The few that are above a candidate's K-th best are put in order
 by counting how many are higher, which takes no branches, and merged with the best so far.
 
-Numba compiles it once in each process, in about a second; no code is kept on disk. It holds no
-lock of the interpreter: the loader works meanwhile.
+What all candidates ask alike, as they have the same recency, is scored once beforehand. Numba
+compiles the kernel in each process, in about a second, once for each number of columns that are
+left; no code is kept on disk. It holds no lock of the interpreter: the loader works meanwhile.
 
 Shapes: R requests, S candidates, N events of all histories, K kept, A attention width; C candidates
 of a request, L events of a tile.
@@ -76,12 +77,12 @@ def search_columns(
     valid = torch.zeros(len(queries), k, dtype=torch.bool)
     requests = torch.stack([first_rows(lengths), lengths, first_rows(counts), counts], dim=1)
     if len(queries) and k:
-        columns, queries, added = _without_alike(columns, queries.detach().float(), normalized)
+        columns, queries, shared_N = _without_alike(columns, queries.detach().float(), normalized)
         _search(
             tuple(column.table.detach().numpy() for column in columns),
             tuple(column.ids.contiguous().numpy() for column in columns),
             queries.contiguous().numpy(),
-            added.numpy(),
+            shared_N.numpy(),
             requests.numpy(),
             sum(column.width for column in columns[:normalized]),
             np.empty((TILE, queries.shape[1]), np.float32),
@@ -97,19 +98,17 @@ def search_columns(
 def _without_alike(
     columns: list[Column], queries: Tensor, normalized: int
 ) -> tuple[list[Column], Tensor, Tensor]:
-    """The columns that the candidates ask differently, their part of the queries, and the (N,) sum
-    of all other columns' products: all candidates have the same recency. No tensor if there are
-    none.
+    """Scores the columns that all candidates ask alike, as they have the same recency, once.
+
+    Returns:
+        The other columns, their part of the queries, and the (N,) scores of those taken out; (0,)
+        where there are none. Normalized columns stay, and so does one in any case.
     """
     parts = queries.split([column.width for column in columns], dim=1)
     asked = [*zip(columns, parts, strict=True)]
-    # scoring a whole table is cheaper than its events where it has fewer rows
-    alike = [
-        place
-        for place, (column, part) in enumerate(asked)
-        if normalized <= place and len(column.table) <= len(column.ids) and (part == part[0]).all()
-    ][: len(columns) - 1]
-    products = [
+    alike = [place for place in range(normalized, len(columns)) if _is_alike(*asked[place])]
+    alike = alike[: len(columns) - 1]
+    scores = [
         # no matrix product, which an autocast would round
         (column.table.detach() * part[0]).sum(dim=1).index_select(0, column.ids)
         for column, part in (asked[place] for place in alike)
@@ -118,8 +117,14 @@ def _without_alike(
     return (
         [columns[place] for place in kept],
         torch.cat([parts[place] for place in kept], dim=1),
-        sum(products) if products else queries.new_zeros(0),
+        sum(scores) if scores else queries.new_zeros(0),
     )
+
+
+def _is_alike(column: Column, part: Tensor) -> bool:
+    # a whole table is only scored for less than its events are; a single candidate is like none
+    small = 2 * len(column.table) <= len(column.ids)
+    return small and len(part) > 1 and bool((part == part[0]).all())
 
 
 @intrinsic
@@ -209,7 +214,7 @@ def _search(
     tables,
     ids,
     queries_SA,
-    added_N,
+    shared_N,
     requests,
     normalized,
     keys_LA,
@@ -220,7 +225,7 @@ def _search(
     valid_SK,
 ):
     found, ordered, merged = spare[0], spare[1], spare[2]
-    added_L = np.zeros(TILE, np.float32)
+    shared_L = np.zeros(TILE, np.float32)
     for first_row, length, first_candidate, candidates in requests:
         best_CK[:candidates] = EMPTY
         for begin in range(first_row, first_row + length, TILE):
@@ -238,13 +243,13 @@ def _search(
                 column += table.shape[1]
             if normalized:
                 _divide_by_length(keys_LA[:events], normalized)
-            if len(added_N):
-                added_L = added_N[begin : begin + events]
+            if len(shared_N):
+                shared_L = shared_N[begin : begin + events]
             for candidate in range(candidates):
                 query_A = queries_SA[first_candidate + candidate]
                 best_K = best_CK[candidate]
                 for event in range(events):
-                    score = added_L[event]
+                    score = shared_L[event]
                     for i in range(len(query_A)):
                         score += query_A[i] * keys_LA[event, i]
                     scores_L[event] = score
