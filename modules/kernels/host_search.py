@@ -122,7 +122,8 @@ def _without_alike(
 
 
 def _is_alike(column: Column, part: Tensor) -> bool:
-    # a whole table is only scored for less than its events are; a single candidate is like none
+    # scoring a whole table pays where it has far fewer rows than there are events, and where
+    # several candidates share it
     small = 2 * len(column.table) <= len(column.ids)
     return small and len(part) > 1 and bool((part == part[0]).all())
 
